@@ -1,0 +1,40 @@
+# The verbs of the project. `make demo` and `make test` need nothing but Python 3.11+ and make; both set up one shared .venv.
+PYTHON ?= python3
+# An extra index for torch, for people whose pip would take a CUDA build:  make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-slow lint same bench docs clean
+
+demo: $(READY) ## train five arms at equal parameters and FLOPs on bundled text, and judge (a few minutes)
+	$(BIN)/nengram compare demo --out runs/demo --resume
+
+test: $(READY) ## the default suite
+	$(BIN)/python -m pytest
+
+test-slow: $(READY) ## what the default suite leaves out
+	$(BIN)/python -m pytest -m "slow and not network"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+same: $(READY) ## 20 tiny steps of every arm against the committed losses: a refactor changes nothing
+	$(BIN)/python scripts/same.py
+
+bench: $(READY) ## ratios in one run; results land in benchmarks/results
+	$(BIN)/python -m benchmarks
+
+docs: $(READY) ## regenerate the tables that stand in README and docs
+	$(BIN)/python scripts/docs.py
+
+clean: ## remove the environment and all runs
+	rm -rf $(VENV) runs
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nengram needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e ".[test]"
+	touch $(READY)

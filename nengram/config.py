@@ -1,0 +1,248 @@
+"""Every knob on one page, and the only place where a preset, an override or a saved run becomes a Config.
+
+A Config is frozen: nothing changes it after it was read, so the file saved beside a run is the run. Unknown sections and keys
+are refused with the nearest match; presets (`configs/*.toml`) are data and hold only what differs from the defaults below.
+
+    defaults  <-  preset or run TOML  <-  dotted overrides (`train.lr=0.004`)  =  Config  ->  config.toml of the run
+
+With `[budget] scale` set, `[model]` and `[memory]` sizes are not written by hand: `nengram.model.budget.resolve` derives them from
+the two dials (scale, rho) so that every arm of a comparison has the same parameters and FLOPs. This page imports no torch.
+"""
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nengram.errors import ConfigError, nearest
+
+ARMS = ("moe", "engram", "one_row", "misaligned", "additive", "no_table")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read and how it is cut into tokens."""
+
+    corpus: str = "bundled"  # "bundled", "facts" (after `nengram data fetch facts`), or a .txt/.jsonl file or folder
+    vocab_size: int = 4096  # size of the byte-level BPE trained on the train split; ignored when `tokenizer` is given
+    tokenizer: str = ""  # path of any tokenizer.json; empty: train one
+    cache: str = "runs/cache"  # encoded corpora, keyed by content
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    """Two dials. scale 0: `[model]` and `[memory]` are taken as written."""
+
+    scale: int = 0  # blocks; width is 32 x scale
+    rho: float = 0.6  # share of the sparse budget that goes to experts; 1 = pure MoE
+    arm: str = "engram"  # one of ARMS
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The backbone: a pre-norm decoder with grouped-query attention and DeepSeek-style MoE."""
+
+    vocab_size: int = 0  # 0: the tokenizer's
+    width: int = 128  # D
+    blocks: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    context: int = 128  # T in training
+    experts: int = 32  # X, routed
+    experts_per_token: int = 2  # K
+    expert_width: int = 64
+    shared_width: int = 64  # the shared expert; the dial that pays for the memory path
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-6
+    balance_rate: float = 0.01  # step of the loss-free balancing bias, per optimiser step
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """The memory layers. Sizes per layer; every layer has its own table."""
+
+    kind: str = "none"  # "engram", "additive", "none"
+    control: str = "hashed"  # "hashed", "one_row", "misaligned": what the rows of the training run are
+    blocks: tuple[int, ...] = (1,)  # zero-based; memory is added before the block's attention. Also the layer_id that seeds the hash
+    max_order: int = 3  # n-gram orders 2..max_order
+    heads: int = 8  # hash heads per order
+    row_width: int = 4  # E
+    rows_per_head: tuple[int, ...] = (18000, 18000)  # nominal, one per order; each head takes the next unused prime
+    kernel: int = 4  # of the short convolution; 0: none
+    compress: bool = True  # hash compressed ids (False: raw ids)
+    table_std: float = 0.02  # N(0, 1) turned a gain into a loss at small scale
+    seed: int = 0  # of the hash
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation. Tables have their own rule, rate and clipping, and no weight decay."""
+
+    tokens: int = 0  # 0: one pass over the train split
+    batch: int = 8  # sequences per step
+    lr: float = 0.006
+    table_lr_multiplier: float = 5.0
+    table_rule: str = "sparse_adam"
+    table_clip: float = 0.0  # norm limit of one table's gradient; 0: none
+    weight_decay: float = 0.1  # matrices only
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip: float = 1.0  # norm limit of the backbone's gradient
+    warmup_steps: int = 40
+    final_lr_share: float = 0.1  # cosine decay ends at this share of lr
+    seed: int = 0  # of the weights and of the order of the documents
+    eval_every: int = 0  # steps between looks at dev; 0: at the end only
+    eval_tokens: int = 32768  # of dev, per look
+    checkpoint_every: int = 100  # steps
+    log_every: int = 10  # steps
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """The head-to-head. `lr` holds the tuned learning rate of each arm; `tune` searches them."""
+
+    arms: tuple[str, ...] = ("moe", "engram", "one_row", "additive", "no_table")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    lr: dict[str, float] = field(default_factory=dict)
+    tuned_by: str = ""  # the command that found `lr`, and what it found
+    reference: str = ""  # a committed results.json of the same preset, printed beside a quicker run
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    name: str = "run"
+    data: DataConfig = field(default_factory=DataConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
+
+    def replace(self, **dotted: Any) -> "Config":
+        """A copy with e.g. `replace(train__lr=0.004)` changed; `__` stands for the dot. Raises ConfigError."""
+        tree = as_dict(self)
+        for key, value in dotted.items():
+            _put(tree, key.split("__"), value, where="replace")
+        return _build(Config, tree, "replace")
+
+
+def load_config(where: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a preset by name ("demo"), a TOML file or a run folder, and apply dotted overrides.
+
+    Raises: ConfigError for a missing file, broken TOML, unknown keys (nearest named) and values of the wrong type.
+    """
+    path = find_config(where)
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as TOML: {error}") from None
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigError(f'override "{text}": write section.key=value, e.g. train.lr=0.004')
+        _put(tree, key.strip().split("."), _parse(value.strip()), where=f'override "{text}"')
+    tree.setdefault("name", path.stem)
+    return _build(Config, tree, str(path))
+
+
+def find_config(where: str | Path) -> Path:
+    """The TOML file meant by a path, a run folder, or a preset's name. Raises ConfigError."""
+    path = Path(where)
+    if path.is_dir() and (path / "config.toml").is_file():
+        return path / "config.toml"
+    if path.is_file():
+        return path
+    presets = {file.stem: file for file in sorted(shipped("configs").rglob("*.toml")) if file.stem != "sources"}
+    if path.stem in presets and len(path.parts) <= 2:
+        return presets[path.stem]
+    raise ConfigError(
+        f'config "{where}": no such file, run folder or preset{nearest(path.stem, presets)}; presets: {", ".join(presets)}'
+    )
+
+
+def shipped(folder: str) -> Path:
+    """A folder that travels with the package (`configs`, `data`): inside an installed wheel, or beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / folder
+    return inside if inside.is_dir() else package.parent / folder
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """Nested plain dicts, tuples as lists: what TOML and JSON can hold."""
+    plain = dataclasses.asdict(config)
+    return _lists(plain)
+
+
+def to_toml(config: Config) -> str:
+    """The whole config as TOML; `load_config` reads it back equal."""
+    import tomli_w
+
+    return tomli_w.dumps(as_dict(config))
+
+
+def differences(config: Config, base: Config | None = None) -> list[tuple[str, Any, Any]]:
+    """(dotted key, base value, value) wherever `config` differs from `base` (default: the defaults)."""
+    left, right = _flat(as_dict(base or Config())), _flat(as_dict(config))
+    return [(key, left.get(key), right.get(key)) for key in right | left if left.get(key) != right.get(key)]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _parse(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _put(tree: dict[str, Any], keys: list[str], value: Any, where: str) -> None:
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f'{where}: "{key}" is a value, not a section')
+    tree[keys[-1]] = value
+
+
+def _build(kind: type, tree: Mapping[str, Any], where: str, prefix: str = "") -> Any:
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for key, value in tree.items():
+        if key not in hints:
+            raise ConfigError(f'{where}: unknown key "{prefix}{key}"{nearest(key, hints)}')
+        values[key] = _cast(hints[key], value, f"{prefix}{key}", where)
+    return kind(**values)
+
+
+def _cast(hint: Any, value: Any, key: str, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, dict):
+            return _build(hint, value, where, f"{key}.")
+    elif isinstance(hint, types.GenericAlias) and hint.__origin__ is tuple:
+        if isinstance(value, (list, tuple)):
+            return tuple(_cast(hint.__args__[0], item, key, where) for item in value)
+    elif isinstance(hint, types.GenericAlias) and hint.__origin__ is dict:
+        if isinstance(value, dict):
+            return {str(name): _cast(hint.__args__[1], item, f"{key}.{name}", where) for name, item in value.items()}
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif type(value) is hint:
+        return value
+    expected = "a section" if dataclasses.is_dataclass(hint) else getattr(hint, "__name__", str(hint))
+    raise ConfigError(f'{where}: "{key}" must be {expected}, got {value!r}')

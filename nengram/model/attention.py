@@ -1,0 +1,87 @@
+"""Causal grouped-query attention with rotary positions, through torch's fused kernel.
+
+Query heads share key/value heads in groups, which shrinks the KV cache (Ainslie et al., 2305.13245). Shared heads are repeated
+before the kernel: on the CPU the fused kernel has no grouped form, and its unfused fallback costs more than the copy.
+Documents packed into one window can see each other, as in most pre-training code; only the memory's look-back stops at a document.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nengram.model.cost import Cost
+from nengram.model.init import normal_by_fan_in
+
+
+class KeyValues:
+    """The keys and values of one block for B sequences of at most `length` tokens: [B, KV heads, length, head width]."""
+
+    def __init__(self, batch: int, heads: int, length: int, head_width: int, like: Tensor):
+        self.keys = like.new_empty(batch, heads, length, head_width)
+        self.values = like.new_empty(batch, heads, length, head_width)
+        self.filled = 0
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store a chunk and return everything up to its end."""
+        end = self.filled + keys.shape[2]
+        self.keys[:, :, self.filled : end] = keys
+        self.values[:, :, self.filled : end] = values
+        self.filled = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+class Attention(nn.Module):
+    """hidden_BTD -> [B, T, D]."""
+
+    def __init__(self, width: int, heads: int, kv_heads: int, rope_theta: float = 10000.0):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_width = heads, kv_heads, width // heads
+        self.query = nn.Linear(width, heads * self.head_width, bias=False)
+        self.key_value = nn.Linear(width, 2 * kv_heads * self.head_width, bias=False)
+        self.out = nn.Linear(heads * self.head_width, width, bias=False)
+        self.rope_theta = rope_theta
+
+    def init_weights(self, generator: torch.Generator, out_share: float) -> None:
+        """N(0, 1 / fan-in); the matrix that writes to the residual stream times `out_share`."""
+        normal_by_fan_in(self.query.weight, self.query.in_features, generator)
+        normal_by_fan_in(self.key_value.weight, self.key_value.in_features, generator)
+        normal_by_fan_in(self.out.weight, self.out.in_features, generator, out_share)
+
+    def forward(self, hidden_BTD: Tensor, cache: KeyValues | None = None) -> Tensor:
+        """With a cache, `hidden_BTD` is the next chunk and attends to everything cached before it."""
+        B, T, D = hidden_BTD.shape
+        past = cache.filled if cache else 0
+        q = self.query(hidden_BTD).view(B, T, self.heads, self.head_width).transpose(1, 2)
+        k, v = self.key_value(hidden_BTD).view(B, T, 2, self.kv_heads, self.head_width).unbind(2)
+        cos, sin = rotations(past, T, self.head_width, self.rope_theta, hidden_BTD)
+        q, k, v = rotate(q, cos, sin), rotate(k.transpose(1, 2), cos, sin), v.transpose(1, 2)
+        if cache:
+            k, v = cache.append(k, v)
+        group = self.heads // self.kv_heads
+        if group > 1:
+            k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+        if past == 0 or T == 1:
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)
+        else:
+            visible = torch.ones(T, past + T, dtype=torch.bool, device=q.device).tril(past)
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+        return self.out(mixed.transpose(1, 2).reshape(B, T, D))
+
+    def cost(self, context: int) -> Cost:
+        """Projections, and scores and mixing over (context + 1) / 2 keys on average."""
+        parameters = sum(p.numel() for p in self.parameters())
+        return Cost(active=parameters, flops=2 * parameters + 2 * self.heads * self.head_width * (context + 1))
+
+
+def rotations(past: int, length: int, head_width: int, theta: float, like: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin [T, head width / 2] for positions past .. past + T - 1 (RoPE, Su et al., 2104.09864)."""
+    positions = torch.arange(past, past + length, device=like.device, dtype=torch.float32)
+    inverse = theta ** (-torch.arange(0, head_width, 2, device=like.device, dtype=torch.float32) / head_width)
+    angles = positions[:, None] * inverse
+    return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the two halves of the last axis as pairs; x is [B, heads, T, head width]."""
+    left, right = x.chunk(2, dim=-1)
+    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)

@@ -1,0 +1,124 @@
+"""One arm of a comparison, in a process of its own with one thread: train, judge every held-out token, leave the facts behind.
+
+    python -m nengram.study.arm CONFIG.toml FOLDER
+
+A process per arm makes CPU seconds and peak memory its own, keeps arms from sharing a thread pool (which changes results as well as
+timings), and lets a crash or Ctrl-C cost one arm. Calling it again continues from the last checkpoint; a finished arm returns at once.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save
+
+from nengram.config import Config, load_config
+from nengram.errors import NengramError
+from nengram.files import write_atomic
+from nengram.model import Transformer, resolve
+from nengram.text import Batches, Prepared, prepare
+from nengram.train import Record, build_model, token_nats, train
+from nengram.train.checkpoint import load_model, open_folder
+from nengram.train.loop import train_step
+from nengram.train.optim import backbone_optimizer, row_optimizer
+
+FACTS, NATS = "arm.json", "test_nats.safetensors"
+
+
+def prepare_for(config: Config) -> Prepared:
+    """The corpus a config names, tokenized and split. Raises DataError, ConfigError."""
+    given = config.data.tokenizer
+    return prepare(
+        "data/facts" if config.data.corpus == "facts" else config.data.corpus,
+        vocab_size=None if given else config.data.vocab_size,
+        tokenizer_path=given or None,
+        cache_folder=config.data.cache,
+    )
+
+
+def run_arm(config: Config, folder: Path, *, test: bool = True) -> dict:
+    """Train (or continue) one arm and write `arm.json`; with `test`, also the loss of every test token.
+
+    Returns the facts: rho reached, costs, dev loss, tokens, CPU seconds per token and the memory path's share, peak memory.
+    Raises: NengramError of any kind; OSError.
+    """
+    if (folder / FACTS).exists():
+        return json.loads((folder / FACTS).read_text())
+    data = prepare_for(config)
+    record: Record | None = None
+    resume = (folder / "metrics.jsonl").exists()
+    for record in train(config, data, folder, resume=resume):
+        pass
+    resolved = resolve(config, data.tokenizer.get_vocab_size())
+    model = build_model(resolved, data)
+    kept = open_folder(folder / "final")
+    load_model(model, folder / "final")
+    facts = {
+        "arm": resolved.budget.arm,
+        "rho": resolved.budget.rho,
+        "lr": resolved.train.lr,
+        "seed": resolved.train.seed,
+        "tokens": record.tokens,
+        "dev_nats": record.dev_nats,
+        "cost": model.cost().to_dict(),
+        "reachable_table": model.reachable_table_parameters(),
+        "cpu_ms_per_token": 1e3 * record.cpu_seconds / record.tokens,
+        "peak_mib": kept["peak_mib"],
+        "addresses": model.spec.word_code if model.spec else None,
+    }
+    if test:
+        context, batch = resolved.model.context, resolved.train.batch
+        nats_N = token_nats(model, data.splits["test"], batch=batch, context=context)
+        write_atomic(folder / NATS, save({"nats_N": nats_N}))
+        facts["test_nats"] = float(np.nanmean(nats_N))
+        if resolved.memory.kind == "engram" and resolved.memory.control == "hashed":
+            permuted_N = token_nats(model, data.splits["test"], batch=batch, context=context, control="permuted")
+            facts["test_nats_permuted"] = float(np.nanmean(permuted_N))
+    facts["memory_share"] = memory_share(model, resolved, data) if model.spec else 0.0
+    write_atomic(folder / FACTS, json.dumps(facts, indent=1))
+    return facts
+
+
+def memory_share(model: Transformer, config: Config, data: Prepared, pairs: int = 6) -> float:
+    """Share of a training step's CPU time that the memory path takes: 1 - (step without memory) / (step with it), median of pairs.
+
+    The same model steps with its memory layers and with them taken out, alternately. It goes on learning meanwhile: call this last.
+    """
+    memories, addresser = [block.memory for block in model.blocks], model.addresser
+    adamw, rows = backbone_optimizer(model, config.train), row_optimizer(config.train)
+    train_split = data.splits["train"]
+    batch, _ = next(iter(Batches(train_split, batch=config.train.batch, context=config.model.context, seed=0)))
+    model.train()
+    shares = []
+    for _ in range(pairs + 1):
+        spent = {}
+        for with_memory in (True, False):
+            for block, memory in zip(model.blocks, memories, strict=True):
+                block.memory = memory if with_memory else None
+            model.addresser = addresser if with_memory else None
+            began = time.process_time()
+            train_step(model, batch, adamw, rows, config)
+            spent[with_memory] = time.process_time() - began
+        shares.append(1 - spent[False] / spent[True])
+    return float(np.median(shares[1:]))
+
+
+def load_nats(folder: Path) -> np.ndarray:
+    """Test loss of every token of a finished arm, float32 [N]."""
+    return load_file(folder / NATS)["nats_N"]
+
+
+def main() -> None:
+    """The process that `nengram.study.compare` starts. Errors go to stderr as one line."""
+    torch.set_num_threads(1)
+    try:
+        run_arm(load_config(sys.argv[1]), Path(sys.argv[2]), test="--no-test" not in sys.argv)
+    except NengramError as error:
+        sys.exit(f"{error}")
+
+
+if __name__ == "__main__":
+    main()

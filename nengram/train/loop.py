@@ -1,0 +1,260 @@
+"""Training as a generator of records: the command line, a sweep, a notebook and a test are plain `for` loops over it.
+
+One step:  batch -> addresses -> forward -> backward -> clip -> AdamW (backbone) + row update (tables) -> balance experts -> record.
+
+Stopping the loop between two records loses nothing that was checkpointed, and `resume=True` continues exactly: same batches, same
+losses, bit for bit on the CPU. Learning rates, seeds and data order come from the config alone.
+"""
+
+import json
+import platform
+import resource
+import shutil
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from nengram.config import Config, to_toml
+from nengram.errors import CheckpointError, DataError
+from nengram.files import sha256_bytes, word_code, write_atomic
+from nengram.model import Transformer, resolve
+from nengram.text import Batches, Prepared
+from nengram.train.checkpoint import (
+    load_model,
+    load_optimizer,
+    open_folder,
+    optimizer_tensors,
+    save_folder,
+)
+from nengram.train.evaluate import token_nats
+from nengram.train.optim import backbone_optimizer, lr_share, row_optimizer, set_lr
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of metrics.jsonl. Losses are means over tokens, in nats."""
+
+    step: int  # steps done
+    steps: int  # in the whole run
+    tokens: int  # seen so far
+    loss_nats: float  # of this step's batch, before its update
+    lr: float
+    grad_norm: float  # of the backbone, before clipping
+    expert_load_max: float  # heaviest expert of any block over the mean load, in this batch
+    cpu_seconds: float  # of training so far, evaluation left out
+    tokens_per_s: float  # per second of CPU time, this step
+    dev_nats: float | None = None
+
+
+def build_model(config: Config, data: Prepared) -> Transformer:
+    """The model that a resolved config means for this data; weights not yet set."""
+    return Transformer(config.model, config.memory, cids_V=data.compression.cids_V)
+
+
+def steps_of(config: Config, data: Prepared) -> int:
+    """Optimiser steps of the run: `train.tokens`, or one pass. Raises DataError when the corpus is smaller than a batch."""
+    per_step = config.train.batch * config.model.context
+    available = len(data.splits["train"]) - 1
+    if available < per_step:
+        raise DataError(
+            f"corpus: the train split has {available:,} tokens, one batch needs {per_step:,} "
+            "(train.batch x model.context); add text or lower them"
+        )
+    return (config.train.tokens or available) // per_step
+
+
+def train(config: Config, data: Prepared, folder: str | Path, *, resume: bool = False) -> Iterator[Record]:
+    """Train one model into a run folder and yield a record per step.
+
+    Args:
+        config: sizes may be a budget; they are resolved against the tokenizer here.
+        folder: the run folder; see `nengram.train.checkpoint`. An unfinished run there is continued only with `resume`.
+    Raises: CheckpointError when the folder holds another run; DataError when the data is too small; ConfigError.
+    """
+    folder = Path(folder)
+    config = resolve(config, data.tokenizer.get_vocab_size())
+    steps = steps_of(config, data)
+    identity = _identity(config, data)
+    model = build_model(config, data)
+    adamw, rows = backbone_optimizer(model, config.train), row_optimizer(config.train)
+    base_lr = [config.train.lr, config.train.lr * config.train.table_lr_multiplier]
+    checkpoint = folder / "checkpoint"
+    start, cpu_seconds, data_state = 0, 0.0, None
+    if resume and (checkpoint.exists() or checkpoint.with_name(".checkpoint.old").exists()):
+        facts = open_folder(checkpoint)
+        check_identity(facts, identity, checkpoint)
+        load_optimizer(adamw, load_model(model, checkpoint))
+        start, cpu_seconds, data_state = facts["step"], facts["cpu_seconds"], facts["data_state"]
+        _keep_metrics(folder / "metrics.jsonl", start)
+    else:
+        _begin_folder(folder, config, resume)
+        model.init_weights(config.train.seed)
+    model.train()
+    batches = iter(
+        Batches(
+            data.splits["train"],
+            batch=config.train.batch,
+            context=config.model.context,
+            seed=config.train.seed,
+            state=data_state,
+        )
+    )
+    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as metrics:
+        for step in range(start, steps):
+            batch, data_state = next(batches)
+            began = time.process_time()
+            share = lr_share(step, steps, config.train.warmup_steps, config.train.final_lr_share)
+            set_lr([adamw, rows], base_lr, share)
+            loss_nats, grad_norm, load_max = train_step(model, batch, adamw, rows, config)
+            spent = time.process_time() - began
+            cpu_seconds += spent
+            if not np.isfinite(loss_nats):
+                raise CheckpointError(
+                    f"{folder}: the loss is {loss_nats} at step {step + 1}; lower train.lr (now {config.train.lr})"
+                )
+            done = step + 1
+            looks = done == steps or (config.train.eval_every and done % config.train.eval_every == 0)
+            record = Record(
+                step=done,
+                steps=steps,
+                tokens=done * batch.ids_BT.size,
+                loss_nats=loss_nats,
+                lr=config.train.lr * share,
+                grad_norm=grad_norm,
+                expert_load_max=load_max,
+                cpu_seconds=cpu_seconds,
+                tokens_per_s=batch.ids_BT.size / max(spent, 1e-9),
+                dev_nats=_dev_nats(model, data, config) if looks else None,
+            )
+            metrics.write(json.dumps(asdict(record)) + "\n")
+            metrics.flush()
+            if done % config.train.checkpoint_every == 0 and done < steps:
+                facts = {"step": done, "cpu_seconds": cpu_seconds, "data_state": data_state, **identity}
+                tensors = _model_tensors(model) | optimizer_tensors(adamw)
+                save_folder(checkpoint, tensors, model.stores, model.spec, facts, with_optimizer=True)
+            yield record
+    _finish(folder, model, data, {"step": steps, "cpu_seconds": cpu_seconds, **identity})
+
+
+def train_step(model, batch, adamw, rows, config: Config) -> tuple[float, float, float]:
+    """One optimiser step: (loss in nats, gradient norm of the backbone, heaviest expert's load over the mean)."""
+    ids_BT, targets_BT = torch.from_numpy(batch.ids_BT), torch.from_numpy(batch.targets_BT)
+    memory_step = model.begin(ids_BT, start_BT=torch.from_numpy(batch.start_BT))
+    logits_BTV = model(ids_BT, step=memory_step)
+    loss = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=-100)
+    adamw.zero_grad(set_to_none=True)
+    loss.backward()
+    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip or float("inf"))
+    rows.take(memory_step)
+    adamw.step()
+    rows.step()
+    load_max = max(float(block.moe.load_X.max() / block.moe.load_X.mean()) for block in model.blocks)
+    model.rebalance()
+    return loss.item(), grad_norm.item(), load_max
+
+
+def _dev_nats(model, data: Prepared, config: Config) -> float:
+    nats_N = token_nats(
+        model,
+        data.splits["dev"],
+        batch=config.train.batch,
+        context=config.model.context,
+        tokens=config.train.eval_tokens,
+    )
+    return float(np.nanmean(nats_N))
+
+
+def _identity(config: Config, data: Prepared) -> dict[str, str]:
+    """What must be equal for a checkpoint to be continued or used."""
+    fixed = to_toml(config.replace(name="", train__checkpoint_every=0, train__log_every=0, data__cache=""))
+    return {
+        "config": sha256_bytes(fixed.encode()),
+        "tokenizer": data.compression.tokenizer_digest,
+        "compression": data.compression.digest,
+        "corpus": data.digest,
+    }
+
+
+def check_identity(facts: dict, identity: dict[str, str], folder: Path) -> None:
+    """Raises CheckpointError naming the first part of `identity` in which a checkpoint differs, both digests shown."""
+    for part, mine in identity.items():
+        theirs = str(facts.get(part, ""))
+        if theirs != mine:
+            raise CheckpointError(
+                f"{folder}: trained with another {part} ({_short(theirs)}, now {_short(mine)}); "
+                f"use the {part} it was trained with, or another run folder"
+            )
+
+
+def _short(digest: str) -> str:
+    return word_code(digest) if len(digest) == 64 else "none"
+
+
+def _model_tensors(model: Transformer) -> dict[str, torch.Tensor]:
+    return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+
+
+def _begin_folder(folder: Path, config: Config, resume: bool) -> None:
+    if not resume and (folder / "metrics.jsonl").exists():
+        raise CheckpointError(f"{folder}: holds a run already; continue it with --resume, or choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.jsonl").unlink(missing_ok=True)
+    shutil.rmtree(folder / "final", ignore_errors=True)
+    write_atomic(folder / "config.toml", to_toml(config))
+    write_atomic(folder / "env.json", json.dumps(environment(), indent=1))
+
+
+def _keep_metrics(path: Path, step: int) -> None:
+    """Drop records past the checkpoint, and a last line that a kill cut short."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError):
+            warnings.warn(f"{path}: dropped a broken line", stacklevel=2)
+    write_atomic(path, "".join(f"{line}\n" for line in kept))
+
+
+def _finish(folder: Path, model: Transformer, data: Prepared, facts: dict) -> None:
+    def add_text(beside: Path) -> None:
+        write_atomic(beside / "tokenizer.json", data.tokenizer.to_str())
+        data.compression.save(beside / "compression.safetensors")
+
+    facts = facts | {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    tensors = _model_tensors(model)
+    save_folder(folder / "final", tensors, model.stores, model.spec, facts, with_optimizer=False, add=add_text)
+    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+
+
+def environment() -> dict[str, str]:
+    """Hardware, versions and date, for every file that holds a measurement."""
+    cpu = next(
+        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor(),
+    )
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "cpu": cpu,
+        "cores": str(torch.multiprocessing.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "device": "cpu",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
