@@ -5,11 +5,12 @@ every context. What an Engram gains over it at equal rows is what the gate and t
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nengram.errors import ConfigError
 from nengram.memory.engram import Engram, by_kind
 from nengram.memory.short_conv import ConvState
+from nengram.shapes import Bool, Float, shaped
 
 
 class Additive(nn.Module):
@@ -26,20 +27,19 @@ class Additive(nn.Module):
         self.value_proj = nn.Linear(memory_width, width, bias=bias)
         self.init_weights()
 
+    @shaped
     def forward(
         self,
-        vecs: torch.Tensor,
-        hidden_BTGD: torch.Tensor,
+        vecs: Float[Tensor, "B T *S_E"],
+        hidden_BTGD: Float[Tensor, "B T G D"],
         *,
-        blocked_BT: torch.Tensor | None = None,
+        blocked_BT: Bool[Tensor, "B T"] | None = None,
         state: ConvState | None = None,
-    ) -> torch.Tensor:
+    ) -> Float[Tensor, "B T G D"]:
         """The update of every branch, `[B, T, G, D]`: 0 where blocked. `state` is accepted and left alone."""
         vecs_BTM = vecs.flatten(2)
         if vecs_BTM.shape != (*hidden_BTGD.shape[:2], self.memory_width):
-            raise ConfigError(
-                f"vectors {tuple(vecs.shape)} do not give {self.memory_width} numbers to each position"
-            )
+            raise ConfigError(f"vectors {tuple(vecs.shape)} do not give {self.memory_width} numbers to each position")
         value_BTD = self.value_proj(vecs_BTM.to(self.value_proj.weight.dtype))
         if blocked_BT is not None:
             value_BTD = value_BTD.masked_fill(blocked_BT.unsqueeze(-1), 0.0)

@@ -24,10 +24,11 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from nengram.errors import ConfigError, nearest
 from nengram.memory.short_conv import ConvState, dilated_taps
+from nengram.shapes import Bool, Float, shaped
 
 ROOT_FLOOR = 1e-6  # |s| below this counts as this much: the slope of the root is at most 500
 
@@ -78,14 +79,15 @@ class Engram(nn.Module):
             self.conv_weight = nn.Parameter(torch.empty(kernel, branches, width))
         self.init_weights()
 
+    @shaped
     def forward(
         self,
-        vecs: torch.Tensor,
-        hidden_BTGD: torch.Tensor,
+        vecs: Float[Tensor, "B T *S_E"],
+        hidden_BTGD: Float[Tensor, "B T G D"],
         *,
-        blocked_BT: torch.Tensor | None = None,
+        blocked_BT: Bool[Tensor, "B T"] | None = None,
         state: ConvState | None = None,
-    ) -> torch.Tensor:
+    ) -> Float[Tensor, "B T G D"]:
         """The update of every branch, `[B, T, G, D]`; the caller adds it to the residual stream.
 
         vecs: `[B, T, S, E]` or `[B, T, M]`.
@@ -102,8 +104,8 @@ class Engram(nn.Module):
         return gated_BTGD + F.silu(self._short_conv(gated_BTGD, state))
 
     def gates(
-        self, vecs: torch.Tensor, hidden_BTGD: torch.Tensor, *, blocked_BT: torch.Tensor | None = None
-    ) -> torch.Tensor:
+        self, vecs: Tensor, hidden_BTGD: Tensor, *, blocked_BT: Tensor | None = None
+    ) -> Tensor:
         """How far each position and branch believes what it looked up, `[B, T, G]` in [0, 1]."""
         return self._gates(self._side_by_side(vecs, hidden_BTGD), hidden_BTGD, blocked_BT)
 
@@ -113,8 +115,8 @@ class Engram(nn.Module):
         return ConvState(self.query_gain.new_zeros(batch, past, self.branches, self.width))
 
     def _gates(
-        self, vecs_BTM: torch.Tensor, hidden_BTGD: torch.Tensor, blocked_BT: torch.Tensor | None
-    ) -> torch.Tensor:
+        self, vecs_BTM: Tensor, hidden_BTGD: Tensor, blocked_BT: Tensor | None
+    ) -> Tensor:
         # Neither norm is written out: each is one number per branch, and the gains meet in their product.
         eps = torch.finfo(hidden_BTGD.dtype).eps if self.gate_eps is None else self.gate_eps
         hidden = _at_least_float32(hidden_BTGD)
@@ -124,7 +126,7 @@ class Engram(nn.Module):
         gate_BTG = torch.sigmoid(SIGNED_ROOTS[self.gate](score_BTG))
         return gate_BTG if blocked_BT is None else gate_BTG.masked_fill(blocked_BT.unsqueeze(-1), 0.0)
 
-    def _short_conv(self, gated_BTGD: torch.Tensor, state: ConvState | None) -> torch.Tensor:
+    def _short_conv(self, gated_BTGD: Tensor, state: ConvState | None) -> Tensor:
         wide = _at_least_float32(gated_BTGD)
         normed_BTGD = (wide * _inverse_rms(wide, self.conv_eps).unsqueeze(-1)).to(gated_BTGD.dtype)
         past = (self.kernel - 1) * self.dilation
@@ -132,7 +134,7 @@ class Engram(nn.Module):
         taps_KGD = self.conv_weight * self.conv_gain  # per channel both, so the gain may wait for the tap
         return dilated_taps(heard, taps_KGD.to(heard.dtype), self.dilation)
 
-    def _side_by_side(self, vecs: torch.Tensor, hidden_BTGD: torch.Tensor) -> torch.Tensor:
+    def _side_by_side(self, vecs: Tensor, hidden_BTGD: Tensor) -> Tensor:
         vecs_BTM = vecs.flatten(2)
         if hidden_BTGD.dim() != 4 or hidden_BTGD.shape[2:] != (self.branches, self.width):
             raise ConfigError(
@@ -170,8 +172,8 @@ class Engram(nn.Module):
     def cost(self, context: int = 0) -> dict[str, int]:
         """`parameters` (the table's are not among them) and `flops_per_token` of a forward pass.
 
-        A multiply-add counts 2, any other operation on a number 1. `context` is for symmetry with attention;
-        nothing here depends on it.
+        Counted on the equations, a multiply-add as 2, any other operation on a number as 1. `context` is for
+        symmetry with attention: nothing here depends on it.
         """
         branch_width = self.branches * self.width
         proj = 2 * self.memory_width * (branch_width + self.width)
@@ -195,20 +197,20 @@ def by_kind(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> list[dict]:
     return [{"kind": kind, "params": params} for kind, params in groups.items() if params]
 
 
-def _inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     """1 / sqrt(mean(x^2) + eps) over the last axis."""
     return torch.rsqrt(torch.linalg.vecdot(x, x) / x.shape[-1] + eps)
 
 
-def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
+def _at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _sign_root(score: torch.Tensor) -> torch.Tensor:
+def _sign_root(score: Tensor) -> Tensor:
     return score.sign() * score.abs().clamp_min(ROOT_FLOOR).sqrt()
 
 
-def _copysign_root(score: torch.Tensor) -> torch.Tensor:
+def _copysign_root(score: Tensor) -> Tensor:
     return torch.copysign(score.abs().clamp_min(ROOT_FLOOR).sqrt(), score)
 
 

@@ -1,5 +1,4 @@
-"""The Engram layer as loops over sequences, positions and branches, straight from the equations: read this
-first.
+"""The Engram layer as loops over sequences, positions and branches, from the equations: read this first.
 
 Slow on purpose. Every number is a float64 scalar or a 1-D tensor over one axis that is named, so a line can
 be held against the paper. `nengram.memory.engram` must agree with it, outputs and gradients (which autograd
@@ -18,8 +17,7 @@ if TYPE_CHECKING:
 def engram_reference(
     layer: "Engram", vecs_BTM: torch.Tensor, hidden_BTGD: torch.Tensor, blocked_BT: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The update `[B, T, G, D]` and the gates `[B, T, G]` of `layer`, whose weights are read and nothing
-    else.
+    """The update `[B, T, G, D]` and the gates `[B, T, G]` of `layer`, of which only the weights are read.
 
     vecs_BTM: looked-up vectors side by side, float64. hidden_BTGD: float64. blocked_BT: where the gate is 0.
     """

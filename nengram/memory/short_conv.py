@@ -1,11 +1,10 @@
-"""The short causal convolution of an Engram: a few dilated taps per channel, and what decoding must remember
-of them.
+"""The short causal convolution of an Engram: a few dilated taps per channel, and what decoding remembers.
 
 A depthwise convolution with four taps is four shifted products; as such it is limited by memory alone.
 `F.conv1d` with one group per channel is not made for this, and autograd's own backward of the shifts fills a
-zero tensor per tap, so the taps have a backward pass of their own. Forward and backward on one CPU core, 8 x
-128 tokens, D = 128: 5.4 ms as conv1d, 2.0 as shifts under autograd, 0.8 here; with four branches 18, 7.5 and
-3.1.
+zero tensor per tap, so the taps have a backward pass of their own. Forward and backward of 8 x 128 tokens at
+D = 128 on one CPU core: 5.4 ms as conv1d, 2.0 as shifts under autograd, 0.8 here; with four branches 18, 7.5
+and 3.1.
 """
 
 import torch

@@ -31,11 +31,9 @@ RowGrads = dict[int, tuple[torch.Tensor, torch.Tensor]]
 
 
 class MemoryStep:
-    """The rows, tickets and vectors of one forward pass. Make one with `begin`; release it when the update is
-    done.
+    """The rows, tickets and vectors of one forward pass, made by `begin` and released after the update.
 
-    rows: `{layer_id: rows_BTS}` as read, after any control. blocked_BT: as given to `begin`, for the layers'
-        gates.
+    rows: `{layer_id: rows_BTS}` as read, after any control. blocked_BT: as given, for the layers' gates.
     """
 
     def __init__(
@@ -72,8 +70,7 @@ class MemoryStep:
         control: `(rows_BTS, spec, layer_id) -> rows_BTS`, applied to every layer's rows: `address.one_row` as
             it is, the other row controls in a lambda.
         Gradients will be collected if grad mode is on now.
-        Raises: AddressError without ids, StoreError for a layer without a store or with a table of another
-        size.
+        Raises: AddressError without ids, StoreError for a layer with no store or a table of another size.
         """
         if cids_BT is None:
             raise AddressError("memory layers need token ids: embeddings (inputs_embeds) have no addresses")
@@ -87,8 +84,7 @@ class MemoryStep:
         return cls(rows, stores, None if blocked_BT is None else torch.as_tensor(blocked_BT))
 
     def vectors(self, layer_id: int) -> torch.Tensor:
-        """The vectors of one layer, `[B, T, S, E]`: the same tensor at every call, and a leaf if gradients
-        are collected.
+        """The vectors of one layer, `[B, T, S, E]`: at every call the same tensor, a leaf of the graph.
 
         Raises: AddressError for a layer this step does not have, StoreError after `release`.
         """
@@ -110,9 +106,7 @@ class MemoryStep:
         """
         found = {layer_id: leaf.grad for layer_id, leaf in self._leaves.items() if leaf.grad is not None}
         if not found:
-            raise StoreError(
-                "no gradient has reached a table: begin the step in grad mode, then loss.backward()"
-            )
+            raise StoreError("no gradient has reached a table: begin the step in grad mode, then loss.backward()")
         return {layer_id: self._coalesced(layer_id, grad_BTSE) for layer_id, grad_BTSE in found.items()}
 
     def update(self, rule: "Rule", lr: float, *, grads: RowGrads | None = None) -> None:
@@ -153,6 +147,4 @@ def _check_store(store: Store | None, layer_id: int, spec: "AddressSpec") -> Non
         raise StoreError(f"memory layer {layer_id} has no store")
     if store.num_rows != spec.num_rows(layer_id):
         needed = spec.num_rows(layer_id)
-        raise StoreError(
-            f"memory layer {layer_id} addresses {needed:,} rows, its store has {store.num_rows:,}"
-        )
+        raise StoreError(f"memory layer {layer_id} addresses {needed:,} rows, its store has {store.num_rows:,}")

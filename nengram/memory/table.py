@@ -2,10 +2,9 @@
 
 Row 4711 is only "Alexander the Great" under the multipliers and moduli it was trained with, so the
 AddressSpec travels in the file, as numbers, and a file whose spec differs from the model's is refused. The
-format is plain safetensors, which any tool
-opens: `weight` `[rows, E]`, optionally `step` and `state.<rule>.<name>`, and in the metadata `format`,
-`address_spec` (JSON), `layer_id` and `sha256` (of all tensor bytes, names in alphabetical order). Nothing is
-ever unpickled.
+format is plain safetensors, which any tool opens: `weight` `[rows, E]`, optionally `step` and
+`state.<rule>.<name>`, and in the metadata `format`, `address_spec` (JSON), `layer_id` and `sha256` (of all
+tensor bytes, names in alphabetical order). Nothing is ever unpickled.
 """
 
 import hashlib
@@ -27,8 +26,7 @@ FORMAT = "nengram-table-1"
 
 
 class Table(NamedTuple):
-    """What a table file holds: the vectors, the addresses, and which memory layer of the spec they belong
-    to."""
+    """What a table file holds: the vectors, the addresses, and the memory layer they belong to."""
 
     store: ResidentStore
     spec: AddressSpec
@@ -65,8 +63,7 @@ def save_table(
 def load_table(
     path: str | os.PathLike, expect_spec: AddressSpec | None = None, *, device: str | torch.device = "cpu"
 ) -> Table:
-    """Read a table file into a resident store, in the dtype of the file; optimiser state too, where the file
-    has it.
+    """Read a table file into a resident store of the file's dtype, with optimiser state where it has some.
 
     expect_spec: the model's spec; a table of any other is refused and both word codes are shown.
     Raises: CheckpointError, naming the file, when it is missing, damaged, cut short, or of another spec.
@@ -115,14 +112,10 @@ def _address(path: Path, metadata: dict[str, str]) -> tuple[AddressSpec, int]:
 
 def _check_size(path: str | os.PathLike, num_rows: int, spec: AddressSpec, layer_id: int) -> None:
     if layer_id not in spec.layer_ids:
-        raise CheckpointError(
-            f"{path}: the address spec has no memory layer {layer_id}, only {list(spec.layer_ids)}"
-        )
+        raise CheckpointError(f"{path}: the address spec has no memory layer {layer_id}, only {list(spec.layer_ids)}")
     if num_rows != spec.num_rows(layer_id):
         needed = spec.num_rows(layer_id)
-        raise CheckpointError(
-            f"{path}: memory layer {layer_id} addresses {needed:,} rows, the table has {num_rows:,}"
-        )
+        raise CheckpointError(f"{path}: memory layer {layer_id} addresses {needed:,} rows, the table has {num_rows:,}")
 
 
 def _digest(tensors: dict[str, torch.Tensor]) -> str:

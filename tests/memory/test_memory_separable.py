@@ -35,7 +35,7 @@ for _ in range(60):
 assert losses[-1] < 0.5 * losses[0], losses[:: len(losses) - 1]
 
 rooms = {name.split(".")[1] for name in sys.modules if name.startswith("nengram.")}
-assert rooms <= {"address", "store", "memory", "errors", "files", "config"}, rooms
+assert rooms <= {"address", "store", "memory", "errors", "files", "config", "shapes"}, rooms
 assert not {"transformers", "matplotlib", "tokenizers"} & set(sys.modules)
 """
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.utils.checkpoint
 
 from nengram.address import Addresser, AddressSpec, misaligned, one_row
 from nengram.errors import AddressError, StoreError
@@ -77,17 +78,15 @@ def test_recomputation_sees_the_same_vectors_and_gradients():
     layer = Engram(SPEC.slots * ROW_WIDTH, 8)
     h = torch.ones(*ids.shape, 1, 8, requires_grad=True)
     results = []
-    for reentrant in (None, False, True):
+    checkpoint = torch.utils.checkpoint.checkpoint
+    ways = (
+        lambda block, h: block(h),
+        lambda block, h: checkpoint(block, h, use_reentrant=False),
+        lambda block, h: checkpoint(block, h, use_reentrant=True),
+    )
+    for run in ways:
         with MemoryStep.begin(ids, ADDRESSER, stores) as step:
-
-            def block(h, step=step):
-                return h + layer(step.vectors(2), h)
-
-            if reentrant is None:
-                out = block(h)
-            else:
-                out = torch.utils.checkpoint.checkpoint(block, h, use_reentrant=reentrant)
-            out.square().sum().backward()
+            run(lambda h, step=step: h + layer(step.vectors(2), h), h).square().sum().backward()
             results.append(step.grads()[2])
     for rows_U, grads_UE in results[1:]:
         assert torch.equal(rows_U, results[0][0])

@@ -64,9 +64,7 @@ def test_any_safetensors_reader_opens_it(tmp_path):
 def test_a_table_of_other_addresses_is_refused_with_both_codes(tmp_path):
     other = make_spec(seed=1)
     save_table(tmp_path / "table", trained_store(), SPEC, 4)
-    with pytest.raises(
-        CheckpointError, match=f"addresses {SPEC.word_code}, this model's are {other.word_code}"
-    ):
+    with pytest.raises(CheckpointError, match=f"addresses {SPEC.word_code}, this model's are {other.word_code}"):
         load_table(tmp_path / "table", other)
 
 

@@ -1,0 +1,145 @@
+"""The training loop: exact resume, refusal of what does not fit, and records that tell the truth."""
+
+import json
+
+import pytest
+import torch
+
+from nengram.errors import CheckpointError, DataError
+from nengram.model.folder import read_tensors
+from nengram.train import train
+
+ARMS = ("moe", "engram", "one_row", "additive")
+RULES = ("rowwise_adagrad", "rowwise_rmsprop")
+
+
+def losses(folder) -> list[float]:
+    return [json.loads(line)["loss_nats"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def final_tensors(folder) -> dict[str, torch.Tensor]:
+    return {
+        f"{path.name}:{name}": tensor
+        for path in sorted((folder / "final").glob("*.safetensors"))
+        for name, tensor in read_tensors(path).items()
+    }
+
+
+def run_until(config, data, folder, step: int, *, resume: bool = False) -> None:
+    """Train and walk away after `step`, as a killed process would."""
+    for record in train(config, data, folder, resume=resume):
+        if record.step == step:
+            return
+
+
+@pytest.mark.parametrize("arm, rule", [*((arm, "sparse_adam") for arm in ARMS), *(("engram", rule) for rule in RULES)])
+def test_resume_continues_bit_for_bit(config, data, tmp_path, arm, rule):
+    config = config.replace(budget__arm=arm, train__table_rule=rule)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    list(train(config, data, whole))
+    run_until(config, data, cut, 7)  # two steps past the checkpoint at 5: they are done again
+    run_until(config, data, cut, 11, resume=True)
+    list(train(config, data, cut, resume=True))
+    assert losses(cut) == losses(whole)
+    mine, theirs = final_tensors(cut), final_tensors(whole)
+    assert mine.keys() == theirs.keys() and len(mine) > 10
+    for name in mine:
+        assert torch.equal(mine[name], theirs[name]), name
+
+
+def test_resume_survives_a_metrics_line_cut_short_and_a_kill_between_renames(config, data, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    list(train(config, data, whole))
+    run_until(config, data, cut, 7)
+    with open(cut / "metrics.jsonl", "a") as file:
+        file.write('{"step": 8, "loss_n')
+    (cut / "checkpoint").rename(cut / ".checkpoint.old")
+    with pytest.warns(UserWarning, match="broken line"):
+        list(train(config, data, cut, resume=True))
+    assert losses(cut) == losses(whole)
+
+
+def test_training_lowers_the_loss_and_the_seed_decides_the_run(config, data, tmp_path):
+    config = config.replace(train__tokens=5120)
+    first = [record.loss_nats for record in train(config, data, tmp_path / "a")]
+    again = [record.loss_nats for record in train(config, data, tmp_path / "b")]
+    other = [record.loss_nats for record in train(config.replace(train__seed=1), data, tmp_path / "c")]
+    assert first == again != other
+    assert sum(first[-3:]) / 3 < first[0] - 0.5
+
+
+def test_a_finished_or_begun_folder_is_not_overwritten_without_resume(config, data, tmp_path):
+    run_until(config, data, tmp_path / "run", 2)
+    with pytest.raises(CheckpointError, match="--resume"):
+        next(train(config, data, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "table-1.safetensors"])
+def test_a_flipped_byte_in_a_checkpoint_is_refused_by_file_name(config, data, tmp_path, name):
+    run_until(config, data, tmp_path, 6)
+    path = tmp_path / "checkpoint" / name
+    content = bytearray(path.read_bytes())
+    content[-7] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{name}: damaged"):
+        next(train(config, data, tmp_path, resume=True))
+
+
+def test_a_missing_file_of_a_checkpoint_is_named(config, data, tmp_path):
+    run_until(config, data, tmp_path, 6)
+    (tmp_path / "checkpoint" / "table-1.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="table-1.safetensors: missing"):
+        next(train(config, data, tmp_path, resume=True))
+
+
+def test_a_damaged_manifest_is_refused(config, data, tmp_path):
+    run_until(config, data, tmp_path, 6)
+    (tmp_path / "checkpoint" / "manifest.json").write_text('{"files": ')
+    with pytest.raises(CheckpointError, match="manifest.json: damaged"):
+        next(train(config, data, tmp_path, resume=True))
+
+
+def test_another_config_is_refused_with_both_digests(config, data, tmp_path):
+    run_until(config, data, tmp_path, 6)
+    with pytest.raises(CheckpointError, match=r"another config \(\w{5}-\w{5}-\w{5}, now \w{5}-\w{5}-\w{5}\)"):
+        next(train(config.replace(train__lr=0.001), data, tmp_path, resume=True))
+
+
+def test_a_corpus_smaller_than_a_batch_is_refused_with_the_numbers(config, data, tmp_path):
+    with pytest.raises(DataError, match=r"tokens, one batch needs 2,560,000"):
+        next(train(config.replace(train__batch=80000), data, tmp_path))
+
+
+def test_a_diverging_run_stops_with_one_line(config, data, tmp_path):
+    config = config.replace(train__lr=1e30, train__clip=0.0)
+    with pytest.raises(CheckpointError, match="lower train.lr"):
+        list(train(config, data, tmp_path))
+
+
+def test_a_second_pass_over_the_data_is_announced(config, data, tmp_path):
+    tokens = 128 * (len(data.splits["train"]) // 128 + 2)
+    with pytest.warns(UserWarning, match="about to repeat"):
+        list(train(config.replace(train__tokens=tokens, budget__arm="moe"), data, tmp_path))
+
+
+def test_disk_full_leaves_the_old_checkpoint(config, data, tmp_path, monkeypatch):
+    run_until(config, data, tmp_path, 6)
+    before = (tmp_path / "checkpoint" / "manifest.json").read_text()
+
+    def no_space(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("nengram.model.folder.save_file", no_space)
+    with pytest.raises(OSError, match="No space"):
+        list(train(config, data, tmp_path, resume=True))
+    assert (tmp_path / "checkpoint" / "manifest.json").read_text() == before
+
+
+def test_the_run_folder_says_what_ran(config, data, tmp_path):
+    list(train(config, data, tmp_path))
+    from nengram.config import load_config
+
+    saved = load_config(tmp_path)
+    assert saved.budget.scale == 0 and saved.model.vocab_size == data.tokenizer.get_vocab_size()
+    assert {"date", "cpu", "torch", "python", "device"} <= json.loads((tmp_path / "env.json").read_text()).keys()
+    assert not (tmp_path / "checkpoint").exists() and (tmp_path / "final" / "tokenizer.json").is_file()
