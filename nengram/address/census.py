@@ -87,7 +87,7 @@ def take_census(spec: AddressSpec, train: Text, *, held_out: Text | None = None)
 
 
 def _stream(spec: AddressSpec, text: Text) -> tuple[np.ndarray, np.ndarray]:
-    pieces = [_flat(*pair) for pair in ([(text, None)] if isinstance(text, np.ndarray) else text)]
+    pieces = [_flat(pair) for pair in ([(text, None)] if isinstance(text, np.ndarray) else text)]
     cids_T = np.concatenate([cids for cids, _ in pieces] or [np.zeros(0, dtype=np.int64)])
     start_T = np.concatenate([starts for _, starts in pieces] or [np.zeros(0, dtype=bool)])
     wrong = np.flatnonzero((cids_T < 0) | (cids_T >= spec.compressed_vocab_size))
@@ -97,13 +97,18 @@ def _stream(spec: AddressSpec, text: Text) -> tuple[np.ndarray, np.ndarray]:
     return cids_T, start_T
 
 
-def _flat(cids: np.ndarray, starts: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def _flat(pair: tuple[np.ndarray, np.ndarray | None]) -> tuple[np.ndarray, np.ndarray]:
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        raise AddressError(
+            f"a text is an array of ids or pairs (ids, starts), got a {type(pair).__name__} among them"
+        )
+    cids, starts = pair
     cids_BT = np.atleast_2d(cids)
     check_ids("ids", cids_BT, "BT")
     check_flags("starts", starts, np.shape(cids))
     start_BT = np.zeros(cids_BT.shape, dtype=bool) if starts is None else np.atleast_2d(starts).copy()
     start_BT[:, :1] = True
-    return cids_BT.ravel(), start_BT.ravel()
+    return cids_BT.ravel().astype(np.int64), start_BT.ravel()
 
 
 def _unseen(counts: NgramCounts, cids_T: np.ndarray, start_T: np.ndarray, pad_cid: int) -> float | None:
@@ -159,4 +164,4 @@ def _tally(rows_U: np.ndarray, counts_U: np.ndarray) -> tuple[int, int, int]:
 
 def _missed(moduli_K: np.ndarray, balls: int) -> np.ndarray:
     """The probability that none of `balls` random n-grams falls into a given row."""
-    return np.exp(balls * np.log1p(-1 / moduli_K))
+    return (1 - 1 / moduli_K) ** balls

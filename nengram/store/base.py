@@ -32,8 +32,7 @@ class Ticket(ABC):
 
     @abstractmethod
     def vectors(self) -> torch.Tensor:
-        """The vectors, `[*rows.shape, E]`, lent until `release()`: read them, copy what must outlive the
-        ticket.
+        """The vectors, `[*rows.shape, E]`, lent until `release()`; copy what must outlive the ticket.
 
         In training, release after the backward pass, which still reads them.
         Raises: StoreError after `release()`.

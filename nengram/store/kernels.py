@@ -1,13 +1,11 @@
-"""Compiled forms of `coalesce` and of the update rules, for float32 tables on the CPU. Imported at first use,
-never before.
+"""Compiled forms of `coalesce` and of the update rules, for float32 tables on the CPU; imported at first use.
 
 In torch operations an update gathers vectors and state into fresh tensors, computes, and scatters back: five
 to ten passes over memory that only one needs. Here each row is visited once, in ascending order, and changed
-in place. The sort is a
-radix sort of positions, which is stable: gradients of one row are added in lookup order, hence the same on
-every run.
-Serial by choice: on a busy machine a parallel loop this short waits for its slowest thread. The torch forms
-are the slow, obvious twins, and the ones that run on other devices and dtypes; tests hold the two together.
+in place. The sort is a radix sort of positions, which is stable: gradients of one row are added in lookup
+order, hence the same on every run. Serial by choice: on a busy machine a parallel loop this short waits for
+its slowest thread. The torch forms are the slow, obvious twins, and the ones that run on other devices and
+dtypes; tests hold the two together.
 
 For 16,384 lookups on one core, coalescing included, the torch form took 39 ms and this one 4-7 ms under
 sparse Adam at 1M rows x 64, and 14.5 against 2-3.5 ms under row-wise Adagrad. The sort is 0.1 ms of it.
@@ -21,9 +19,7 @@ from nengram.store.rules import RowwiseAdagrad, RowwiseRMSprop, Rule, SparseAdam
 DIGIT_BITS = 11
 compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
 # Only the mean of squares is summed in another order than written, so that it can use vector instructions.
-compiled_reassociating = numba.njit(
-    cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"}
-)
+compiled_reassociating = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
 
 
 @compiled

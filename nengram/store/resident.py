@@ -19,8 +19,7 @@ BUFFERS_KEPT = 4  # one per memory layer in flight is usual; more may be lent, t
 
 
 class BufferRing:
-    """Flat buffers lent out and taken back. A buffer that is lent is not in the ring, so it cannot be lent
-    twice."""
+    """Flat buffers lent out and taken back. One that is lent is not in the ring: it cannot be lent twice."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device, poison: bool) -> None:
         self._dtype, self._device, self._poison = dtype, device, poison
@@ -64,9 +63,7 @@ class ResidentTicket(Ticket):
 
     def _require_open(self) -> None:
         if self.released:
-            raise StoreError(
-                "this ticket was released, its buffer may hold other rows by now; prefetch again"
-            )
+            raise StoreError("this ticket was released and its buffer may hold other rows; prefetch again")
 
 
 class ResidentStore(Store):
@@ -76,8 +73,7 @@ class ResidentStore(Store):
         for embeddings, turned a gain into a loss at small scale; 0.02 is what to use. Drawn on the CPU in
         float32 from `seed`, so every device and dtype starts from the same numbers.
     dtype: float32, bfloat16 or float16. Updates are computed in float32 and rounded to nearest.
-    poison_released: fill every released buffer with NaN, to find readers of vectors that are no longer
-        theirs.
+    poison_released: fill every released buffer with NaN, to find who still reads one.
     """
 
     def __init__(
@@ -121,10 +117,8 @@ class ResidentStore(Store):
         self._check_update(rows_U, grads_UE, rule)
         self._ensure_state(rule)
         self.step += 1
-        rows_U, grads_UE = (
-            rows_U.to(self.device).contiguous(),
-            grads_UE.to(self.device, torch.float32).contiguous(),
-        )
+        rows_U = rows_U.to(self.device).contiguous()
+        grads_UE = grads_UE.to(self.device, torch.float32).contiguous()
         if not self._update_compiled(rows_U, grads_UE, rule, lr):
             self._update_torch(rows_U, grads_UE, rule, lr)
 
@@ -159,6 +153,8 @@ class ResidentStore(Store):
             raise StoreError(f"weight is {found}, this table is {tuple(self.weight.shape)}")
         if weight.dtype != self.dtype:
             raise StoreError(f"weight is {weight.dtype}, this table is {self.dtype}")
+        if step.numel() != 1:
+            raise StoreError(f"step is one number, not {tuple(step.shape)}")
         self.weight.copy_(weight)
         self.step = int(step)
         self._rule_name = rule_name
@@ -195,9 +191,7 @@ def _initial_rows(num_rows: int, row_width: int, std: float, seed: int) -> torch
     return torch.empty(num_rows, row_width).normal_(std=std, generator=torch.Generator().manual_seed(seed))
 
 
-def _split_state(
-    tensors: dict[str, torch.Tensor], num_rows: int
-) -> tuple[str | None, dict[str, torch.Tensor]]:
+def _split_state(tensors: dict[str, torch.Tensor], num_rows: int) -> tuple[str | None, dict[str, torch.Tensor]]:
     """The rule's name and its state out of `state.<rule>.<name>` entries."""
     rule_names, state = set(), {}
     for key, whole in tensors.items():

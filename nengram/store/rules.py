@@ -1,5 +1,4 @@
-"""Update rules: what becomes of the rows that a batch touched. Pure functions of (vector, gradient, state);
-stores call them.
+"""Update rules: what becomes of the rows that a batch touched, as pure functions that stores call.
 
 Every rule here is lazy. A row that the batch did not touch keeps its vector and its state bit for bit, so a
 step costs what the batch touches, not what the table holds. That is also where these rules part from their
@@ -26,8 +25,7 @@ State = dict[str, torch.Tensor]
 
 
 class Rule(Protocol):
-    """An update rule: hyper-parameters that are frozen, a name that checkpoints record, and two pure
-    functions."""
+    """An update rule: frozen hyper-parameters, a name that checkpoints record, and two pure functions."""
 
     name: ClassVar[str]
 
@@ -78,8 +76,7 @@ class SparseAdam:
 
 @dataclass(frozen=True)
 class RowwiseAdagrad:
-    """Adagrad with one accumulator per row: the sum over its updates of mean(g^2); w -= lr * g / (sqrt(sum) +
-    eps).
+    """Adagrad with one accumulator per row: s += mean(g^2); w -= lr * g / (sqrt(s) + eps).
 
     At row width 1 this is `torch.optim.Adagrad` on sparse gradients.
     """
@@ -102,8 +99,7 @@ class RowwiseAdagrad:
 
 @dataclass(frozen=True)
 class RowwiseRMSprop:
-    """RMSprop with one moving average per row: s = beta s + (1 - beta) mean(g^2); w -= lr * g / (sqrt(s) +
-    eps).
+    """RMSprop with one average per row: s = beta s + (1 - beta) mean(g^2); w -= lr * g / (sqrt(s) + eps).
 
     A row's FIRST gradient sets s = mean(g^2). Left to grow from zero, as in the dense form, s would make the
     first step 1 / sqrt(1 - beta) times too long; in a table most rows are seen a few times, so first steps

@@ -79,6 +79,17 @@ def test_numpy_ids_are_hashed_without_torch_and_importing_needs_no_compiler():
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 
+def test_hashing_works_where_no_cache_folder_can_be_written():
+    script = (
+        "import numba.core.caching as caching; caching.CacheImpl._locator_classes = []\n"
+        "import numpy as np; from nengram.address import Addresser, AddressSpec\n"
+        "sizes = dict(compressed_vocab_size=9, rows_per_head=[5], heads=1)\n"
+        "spec = AddressSpec.engram(**sizes, layer_ids=[0], pad_cid=0)\n"
+        "assert Addresser(spec)(np.zeros((1, 2), int))[0].shape == (1, 2, 1)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+
+
 def test_public_names_are_exactly_those_listed():
     listed = nengram.address.__all__
     assert sorted(listed) == sorted({name for names in nengram.address._FILES.values() for name in names})

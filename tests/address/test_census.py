@@ -155,6 +155,7 @@ def test_the_hash_fills_and_shares_rows_as_balls_fill_bins():
         ([], "a census needs text"),
         (np.array([1, 2, 20]), r"compressed id 20 at position 2 of the text is outside 0\.\.19"),
         (np.zeros(3), "ids must be integers, got float64"),
+        ((np.array([1]), np.array([True])), r"pairs \(ids, starts\), got a ndarray among them"),
         ([(np.zeros(3, dtype=int), np.zeros(2, dtype=bool))], "starts has shape"),
     ],
 )

@@ -55,6 +55,7 @@ def test_sparse_adam_is_torchs(force_torch):
     torch.testing.assert_close(store.weight, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 @pytest.mark.parametrize("force_torch", [False, True])
 def test_rowwise_adagrad_at_width_one_is_torchs_sparse_adagrad(force_torch):
     expected = train_torch(lambda p: torch.optim.Adagrad(p, lr=LR, eps=1e-10), 1)
