@@ -30,6 +30,7 @@ class DataConfig:
     corpus: str = "bundled"  # "bundled", "facts" (after `nengram data fetch facts`), or a .txt/.jsonl file or folder
     vocab_size: int = 4096  # size of the byte-level BPE trained on the train split; ignored when `tokenizer` is given
     tokenizer: str = ""  # path of any tokenizer.json; empty: train one
+    doc_token: str = ""  # the token that separates documents, where a foreign tokenizer's own cannot be guessed
     cache: str = "runs/cache"  # encoded corpora, keyed by content
 
 
@@ -67,13 +68,16 @@ class MemoryConfig:
 
     kind: str = "none"  # "engram", "additive", "none"
     control: str = "hashed"  # "hashed", "one_row", "misaligned": what the rows of the training run are
-    blocks: tuple[int, ...] = (1,)  # zero-based; memory is added before the block's attention. Also the layer_id that seeds the hash
+    blocks: tuple[int, ...] = (
+        1,
+    )  # zero-based, memory comes before the block's attention; also the layer_id of the hash
     max_order: int = 3  # n-gram orders 2..max_order
     heads: int = 8  # hash heads per order
     row_width: int = 4  # E
     rows_per_head: tuple[int, ...] = (18000, 18000)  # nominal, one per order; each head takes the next unused prime
     kernel: int = 4  # of the short convolution; 0: none
     compress: bool = True  # hash compressed ids (False: raw ids)
+    pad_id: int = 0  # raw id that stands before a start (our BPE's <|pad|> is 0, DeepSeek's is 2)
     table_std: float = 0.02  # N(0, 1) turned a gain into a loss at small scale
     seed: int = 0  # of the hash
 
@@ -94,6 +98,7 @@ class TrainConfig:
     clip: float = 1.0  # norm limit of the backbone's gradient
     warmup_steps: int = 40
     final_lr_share: float = 0.1  # cosine decay ends at this share of lr
+    device: str = "cpu"  # where the model and its tables live, e.g. "cuda"; only the CPU has been tried
     seed: int = 0  # of the weights and of the order of the documents
     eval_every: int = 0  # steps between looks at dev; 0: at the end only
     eval_tokens: int = 32768  # of dev, per look
@@ -159,7 +164,8 @@ def find_config(where: str | Path) -> Path:
     if path.is_file():
         return path
     presets = {file.stem: file for file in sorted(shipped("configs").rglob("*.toml")) if file.stem != "sources"}
-    if path.stem in presets and len(path.parts) <= 2:
+    named = path.parent in (Path(), Path("configs")) and path.suffix in ("", ".toml")
+    if named and path.stem in presets:
         return presets[path.stem]
     raise ConfigError(
         f'config "{where}": no such file, run folder or preset{nearest(path.stem, presets)}; presets: {", ".join(presets)}'
@@ -244,5 +250,13 @@ def _cast(hint: Any, value: Any, key: str, where: str) -> Any:
         return float(value)
     elif type(value) is hint:
         return value
-    expected = "a section" if dataclasses.is_dataclass(hint) else getattr(hint, "__name__", str(hint))
-    raise ConfigError(f'{where}: "{key}" must be {expected}, got {value!r}')
+    raise ConfigError(f'{where}: "{key}" must be {_in_words(hint)}, got {value!r}')
+
+
+def _in_words(hint: Any) -> str:
+    if dataclasses.is_dataclass(hint):
+        return "a section"
+    if isinstance(hint, types.GenericAlias):
+        kind, of = ("a list", hint.__args__[0]) if hint.__origin__ is tuple else ("a table", hint.__args__[1])
+        return f"{kind} of {of.__name__}"
+    return {str: "text", bool: "true or false", int: "a whole number", float: "a number"}[hint]

@@ -5,11 +5,11 @@ import random
 
 os.environ["NENGRAM_CHECK_SHAPES"] = "1"  # before nengram is imported: shapes at public borders are checked
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
-from nengram.config import Config, load_config  # noqa: E402
-from nengram.text import Entry, Prepared, prepare  # noqa: E402
+from nengram.config import Config, load_config
+from nengram.text import Entry, Prepared, prepare
 
 torch.set_num_threads(1)
 
@@ -17,7 +17,9 @@ torch.set_num_threads(1)
 def small_corpus(entries: int = 300, seed: int = 0) -> list[Entry]:
     """Made-up facts with recurring names: enough structure for a loss to fall, small enough for a second of training."""
     rng = random.Random(seed)
-    names = [f"{first} {last}" for first in ("Ada", "Alan", "Grace", "Kurt") for last in ("Hopper", "Turing", "Noether")]
+    names = [
+        f"{first} {last}" for first in ("Ada", "Alan", "Grace", "Kurt") for last in ("Hopper", "Turing", "Noether")
+    ]
     places = ["Lake Geneva", "the Black Sea", "Mount Ararat", "the Milky Way"]
     made = []
     for number in range(entries):

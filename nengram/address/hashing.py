@@ -6,6 +6,7 @@ serial loop (`kernels.py`), ids on another device torch operations (`tensors.py`
 exactly, and a text may be cut anywhere: whole, in chunks, or token by token, the rows are the same.
 """
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,7 +87,7 @@ class Addresser:
 
     def _history(self, state: StreamState | None, batch: int) -> np.ndarray:
         if state is None:
-            return self.new_state(batch).snapshot()
+            return StreamState(self.spec, batch).snapshot()
         if not isinstance(state, StreamState):
             raise AddressError(f"state must come from Addresser.new_state, got {type(state).__name__}")
         if state.spec is not self.spec and state.spec != self.spec:
@@ -96,6 +97,12 @@ class Addresser:
         if state.batch != batch:
             raise AddressError(f"the state holds {state.batch} sequences, the ids {batch}")
         return state.snapshot()
+
+    @cached_property
+    def _reciprocals_LS(self) -> np.ndarray:
+        from nengram.address import kernels
+
+        return kernels.reciprocals(self._moduli_LS)
 
     def _by_loop(
         self, cids_BT: Any, start_BT: Any, blocked_BT: Any, history_BH: np.ndarray
@@ -112,7 +119,7 @@ class Addresser:
             self.spec.pad_cid,
             self._multipliers_LN.view(np.uint64),
             self._moduli_LS.view(np.uint64),
-            kernels.reciprocals(self._moduli_LS),
+            self._reciprocals_LS,
             self._offsets_LS,
             rows_LBTS,
         )

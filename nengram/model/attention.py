@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nengram.errors import ConfigError
 from nengram.model.cost import Cost
 from nengram.model.init import normal_by_fan_in
 
@@ -22,8 +23,10 @@ class KeyValues:
         self.filled = 0
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store a chunk and return everything up to its end."""
+        """Store a chunk [B, KV heads, T, head width] and return everything up to its end. Raises ConfigError when it is full."""
         end = self.filled + keys.shape[2]
+        if end > self.keys.shape[2]:
+            raise ConfigError(f"the cache holds {self.keys.shape[2]} tokens, {end} are needed: make a longer one")
         self.keys[:, :, self.filled : end] = keys
         self.values[:, :, self.filled : end] = values
         self.filled = end
@@ -31,7 +34,10 @@ class KeyValues:
 
 
 class Attention(nn.Module):
-    """hidden_BTD -> [B, T, D]."""
+    """hidden_BTD -> [B, T, D].
+
+    width: D, `heads` times an even head width. kv_heads: divides `heads`; each serves heads / kv_heads query heads in a row.
+    """
 
     def __init__(self, width: int, heads: int, kv_heads: int, rope_theta: float = 10000.0):
         super().__init__()
@@ -50,12 +56,12 @@ class Attention(nn.Module):
     def forward(self, hidden_BTD: Tensor, cache: KeyValues | None = None) -> Tensor:
         """With a cache, `hidden_BTD` is the next chunk and attends to everything cached before it."""
         B, T, D = hidden_BTD.shape
-        past = cache.filled if cache else 0
+        past = 0 if cache is None else cache.filled
         q = self.query(hidden_BTD).view(B, T, self.heads, self.head_width).transpose(1, 2)
         k, v = self.key_value(hidden_BTD).view(B, T, 2, self.kv_heads, self.head_width).unbind(2)
         cos, sin = rotations(past, T, self.head_width, self.rope_theta, hidden_BTD)
         q, k, v = rotate(q, cos, sin), rotate(k.transpose(1, 2), cos, sin), v.transpose(1, 2)
-        if cache:
+        if cache is not None:
             k, v = cache.append(k, v)
         group = self.heads // self.kv_heads
         if group > 1:

@@ -51,7 +51,7 @@ def split_budget(
         rho: share of the sparse budget for experts, 0..1; rounded to whole experts.
         arm: one of `nengram.config.ARMS`.
         model, memory: knobs to keep that are no sizes (context, balancing; orders, heads, blocks ...).
-    Raises: ConfigError when a dial is out of range or no table of at least 2 rows a head fits.
+    Raises: ConfigError when a dial is out of range, every expert is kept, or no table of at least 2 rows a head fits.
     """
     if scale < 1:
         raise ConfigError(f"budget.scale must be at least 1, got {scale}")
@@ -75,7 +75,7 @@ def split_budget(
         return Split(model, MemoryConfig(), reached, _cost(model, MemoryConfig()), target)
     memory = _with_rows(memory, 2)
     model = _match_flops(dataclasses.replace(pure, experts=experts), memory, target)
-    memory = _spend_on_rows(model, memory, target, rho)
+    memory = _spend_on_rows(model, memory, target, reached)
     return Split(model, memory, reached, _cost(model, memory), target)
 
 
@@ -136,8 +136,8 @@ def _spend_on_rows(model: ModelConfig, memory: MemoryConfig, target: Cost, rho: 
     slots = memory.heads * (memory.max_order - 1) * len(memory.blocks)
     left = target.total - _cost(model, memory).total + _table_rows(memory) * memory.row_width
     rows = left // memory.row_width
-    if rows < 2 * slots:
-        raise ConfigError(f"budget: rho {rho} leaves {max(rows, 0)} rows for {slots} hash heads; lower rho")
+    if rho == 1 or rows < 2 * slots:
+        raise ConfigError(f"budget: rho {rho:g} leaves no share for a table of {slots} hash heads; lower rho")
     nominal = rows // slots
     for _ in range(4):  # moduli are primes above the nominal size: walk it down until the sum of primes fits
         overshoot = _table_rows(_with_rows(memory, nominal)) - rows

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from nengram.model.cost import Cost
 from nengram.model.init import normal_by_fan_in
 
+ALIGNMENT = 4  # widths are multiples of this: the grouped matmul wants rows that are multiples of 16 bytes
+
 
 class SwiGLU(nn.Module):
     """Dense gated feed-forward, hidden [..., D] -> [..., D]; also the shared expert."""
@@ -40,7 +42,11 @@ class SwiGLU(nn.Module):
 
 
 class MoE(nn.Module):
-    """hidden_BTD -> [B, T, D]: the shared expert plus the K chosen of X routed experts."""
+    """hidden_BTD -> [B, T, D]: the shared expert plus the K chosen of X routed experts.
+
+    width: D. experts: X. per_token: K. expert_width, shared_width: inner widths F of a routed and of the shared expert. `width` and
+    `expert_width` are multiples of ALIGNMENT.
+    """
 
     def __init__(self, width: int, experts: int, per_token: int, expert_width: int, shared_width: int):
         super().__init__()
@@ -74,13 +80,14 @@ class MoE(nn.Module):
         if self.training:
             self.load_X += load_X
         token = order // self.per_token
-        gate, up = F.grouped_mm(x_ND.index_select(0, token), self.gate_up_XDF, offs=(ends := load_X.cumsum(0).int())).chunk(2, -1)
-        out = F.grouped_mm(F.silu(gate) * up, self.down_XFD, offs=ends) * weights_NK.flatten()[order, None]
+        ends_X = load_X.cumsum(0).int()
+        gate, up = F.grouped_mm(x_ND.index_select(0, token), self.gate_up_XDF, offs=ends_X).chunk(2, dim=-1)
+        out = F.grouped_mm(F.silu(gate) * up, self.down_XFD, offs=ends_X) * weights_NK.flatten()[order, None]
         routed_ND = torch.zeros_like(x_ND).index_add(0, token, out)
         return self.shared(hidden_BTD) + routed_ND.view_as(hidden_BTD)
 
     def route(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights [N, K] that sum to one per token, and the chosen experts [N, K]."""
+        """Weights [N, K] that sum to one per token, and the chosen experts [N, K], for tokens x_ND."""
         scores_NX = self.router(x_ND).sigmoid()
         chosen_NK = (scores_NX.detach() + self.bias_X).topk(self.per_token, dim=-1).indices
         weights_NK = scores_NX.gather(1, chosen_NK)
@@ -88,7 +95,10 @@ class MoE(nn.Module):
 
     @torch.no_grad()
     def rebalance(self, rate: float) -> None:
-        """Loss-free balancing: move each bias by `rate` towards even load, then forget the load. Once per optimiser step."""
+        """Loss-free balancing: move each bias by `rate` towards even load, then forget the load. Once per optimiser step.
+
+        Biases are compared with sigmoids, so `rate` is a share of the scores' whole range.
+        """
         self.bias_X += rate * torch.sign(self.load_X.mean() - self.load_X)
         self.load_X.zero_()
 

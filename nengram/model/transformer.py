@@ -21,7 +21,7 @@ from nengram.memory import MEMORIES, MemoryStep
 from nengram.model.attention import Attention, KeyValues
 from nengram.model.cost import Cost
 from nengram.model.init import normal_by_fan_in
-from nengram.model.moe import MoE
+from nengram.model.moe import ALIGNMENT, MoE
 from nengram.store import ResidentStore, Store
 
 
@@ -34,17 +34,16 @@ class Block(nn.Module):
         self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.attention = Attention(config.width, config.heads, config.kv_heads, config.rope_theta)
         self.moe_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.moe = MoE(
-            config.width, config.experts, config.experts_per_token, config.expert_width, config.shared_width
-        )
+        self.moe = MoE(config.width, config.experts, config.experts_per_token, config.expert_width, config.shared_width)
 
     def forward(self, hidden_BTD: Tensor, step: MemoryStep | None, cache: "BlockCache | None" = None) -> Tensor:
-        """Memory comes first (spec 1.8): it reads the block's input, before attention."""
+        """Memory comes first (spec 1.8): it reads the block's input, before attention. `step` holds its vectors."""
         if self.memory is not None:
-            state = cache.memory if cache else None
+            state = None if cache is None else cache.memory
             delta_BTGD = self.memory(step.vectors(self.layer_id), hidden_BTD.unsqueeze(2), state=state)
             hidden_BTD = hidden_BTD + delta_BTGD.squeeze(2)
-        hidden_BTD = hidden_BTD + self.attention(self.attention_norm(hidden_BTD), cache and cache.keys_values)
+        keys_values = None if cache is None else cache.keys_values
+        hidden_BTD = hidden_BTD + self.attention(self.attention_norm(hidden_BTD), keys_values)
         return hidden_BTD + self.moe(self.moe_norm(hidden_BTD))
 
 
@@ -71,11 +70,10 @@ class Transformer(nn.Module):
     Args:
         model, memory: the sizes. `memory.kind` "none" gives a plain MoE model.
         cids_V: compressed id of every token id (the compression map), or None: raw ids are hashed.
-        pad_id: the token id that stands left of a sequence's start in an n-gram (raw; mapped through `cids_V`).
     Raises: ConfigError for sizes that do not fit each other.
     """
 
-    def __init__(self, model: ModelConfig, memory: MemoryConfig, cids_V: np.ndarray | None = None, pad_id: int = 0):
+    def __init__(self, model: ModelConfig, memory: MemoryConfig, cids_V: np.ndarray | None = None):
         super().__init__()
         _check(model, memory)
         self.config, self.memory_config = model, memory
@@ -85,7 +83,7 @@ class Transformer(nn.Module):
         if memory.kind != "none":
             cids_V = np.arange(model.vocab_size) if cids_V is None or not memory.compress else np.asarray(cids_V)
             self.register_buffer("cids_V", torch.from_numpy(cids_V.astype(np.int64)), persistent=False)
-            self.addresser = Addresser(address_spec(memory, int(cids_V.max()) + 1, int(cids_V[pad_id])))
+            self.addresser = Addresser(address_spec(memory, int(cids_V.max()) + 1, int(cids_V[memory.pad_id])))
             memories = {block: _memory_layer(model, memory) for block in memory.blocks}
         self.embed = nn.Embedding(model.vocab_size, model.width)
         self.blocks = nn.ModuleList(
@@ -133,8 +131,9 @@ class Transformer(nn.Module):
     ) -> MemoryStep | None:
         """Rows of all memory layers for this batch, and a ticket for each: the integers, before any float.
 
-        `start_BT` is true where look-back begins anew. `control` replaces rows (see `nengram.address.controls`).
-        Returns None for a model without memory.
+        `start_BT` is true where look-back begins anew. `control` replaces rows: a name from `nengram.address.CONTROLS`, "hashed"
+        for the rows as they are, or a function of (rows_BTS, spec, layer_id); None is what the config says.
+        Returns None for a model without memory. Raises: ConfigError for an unknown control, AddressError, StoreError.
         """
         if self.addresser is None:
             return None
@@ -143,7 +142,7 @@ class Transformer(nn.Module):
             self.addresser,
             self.stores,
             start_BT=start_BT,
-            state=cache.addresses if cache else None,
+            state=None if cache is None else cache.addresses,
             control=_control(control or self.memory_config.control),
         )
 
@@ -155,13 +154,18 @@ class Transformer(nn.Module):
         start_BT: Tensor | None = None,
         cache: DecodeCache | None = None,
     ) -> Tensor:
-        """Logits [B, T, V]. Give `step` (from `begin`) when its gradients are needed afterwards; else it is made and released here."""
-        ours = None if step else (step := self.begin(ids_BT, start_BT=start_BT, cache=cache))
+        """Logits [B, T, V] for ids_BT int64 [B, T].
+
+        Give `step` (from `begin`) when the tables' gradients are needed afterwards; else it is made and released here. With a
+        `cache`, `ids_BT` is the next chunk of the sequences that it remembers.
+        Raises: IndexError for ids outside 0..V-1, ConfigError when the cache is full.
+        """
+        if step is None and self.addresser is not None:
+            with self.begin(ids_BT, start_BT=start_BT, cache=cache) as step:
+                return self.forward(ids_BT, step=step, cache=cache)
         hidden_BTD = self.embed(ids_BT)
         for index, block in enumerate(self.blocks):
-            hidden_BTD = block(hidden_BTD, step, cache and cache.blocks[index])
-        if ours:
-            ours.release()
+            hidden_BTD = block(hidden_BTD, step, None if cache is None else cache.blocks[index])
         return self.norm(hidden_BTD) @ self.embed.weight.T
 
     def new_cache(self, batch: int, length: int) -> DecodeCache:
@@ -220,11 +224,17 @@ def address_spec(memory: MemoryConfig, compressed_vocab_size: int, pad_cid: int)
 
 
 def _control(control: Callable | str) -> Callable | None:
-    """A row control by name: None for "hashed", the rows as they are. Raises ConfigError."""
-    if callable(control) or control == "hashed":
-        return None if control == "hashed" else control
+    """A row control by name, as a function of (rows_BTS, spec, layer_id); None for "hashed". Raises ConfigError."""
+    if callable(control):
+        return control
+    if control == "hashed":
+        return None
     if control not in CONTROLS:
-        raise ConfigError(f'memory.control "{control}" is unknown{nearest(control, CONTROLS)}; controls: hashed, {", ".join(CONTROLS)}')
+        raise ConfigError(
+            f'memory.control "{control}" is unknown{nearest(control, CONTROLS)}; controls: hashed, {", ".join(CONTROLS)}'
+        )
+    if control == "misaligned":
+        return lambda rows_BTS, spec, layer_id: CONTROLS[control](rows_BTS)
     return partial(CONTROLS[control], seed=0) if control == "permuted" else CONTROLS[control]
 
 
@@ -235,7 +245,7 @@ def _memory_layer(model: ModelConfig, memory: MemoryConfig) -> nn.Module:
             memory_width,
             model.width,
             conv=memory.kernel > 0,
-            kernel=memory.kernel or 4,
+            kernel=memory.kernel or 1,
             dilation=memory.max_order,
         )
     return MEMORIES[memory.kind](memory_width, model.width)
@@ -244,15 +254,30 @@ def _memory_layer(model: ModelConfig, memory: MemoryConfig) -> nn.Module:
 def _check(model: ModelConfig, memory: MemoryConfig) -> None:
     if model.vocab_size < 1:
         raise ConfigError("model.vocab_size is not set: it comes from the tokenizer, or must be at least 1")
-    if model.heads < 1 or model.width % model.heads or (model.width // model.heads) % 2:
+    for name in ("width", "blocks", "heads", "kv_heads", "context", "expert_width", "shared_width"):
+        if getattr(model, name) < 1:
+            raise ConfigError(f"model.{name} must be at least 1, got {getattr(model, name)}")
+    for name in ("width", "expert_width"):
+        if getattr(model, name) % ALIGNMENT:
+            raise ConfigError(f"model.{name} must be a multiple of {ALIGNMENT}, got {getattr(model, name)}")
+    if model.width % model.heads or (model.width // model.heads) % 2:
         raise ConfigError(f"model.width {model.width} must be model.heads ({model.heads}) times an even head width")
-    if model.kv_heads < 1 or model.heads % model.kv_heads:
+    if model.heads % model.kv_heads:
         raise ConfigError(f"model.heads {model.heads} must be a multiple of model.kv_heads ({model.kv_heads})")
     if not 1 <= model.experts_per_token <= model.experts:
-        raise ConfigError(f"model.experts_per_token {model.experts_per_token} must lie in 1..{model.experts} (model.experts)")
+        raise ConfigError(
+            f"model.experts_per_token {model.experts_per_token} must lie in 1..{model.experts} (model.experts)"
+        )
     if memory.kind not in ("none", *MEMORIES):
-        raise ConfigError(f'memory.kind "{memory.kind}" is unknown{nearest(memory.kind, MEMORIES)}; kinds: {", ".join(MEMORIES)}, none')
+        raise ConfigError(
+            f'memory.kind "{memory.kind}" is unknown{nearest(memory.kind, MEMORIES)}; kinds: {", ".join(MEMORIES)}, none'
+        )
     if memory.kind != "none":
+        _control(memory.control)
+        if not 0 <= memory.pad_id < model.vocab_size:
+            raise ConfigError(
+                f"memory.pad_id {memory.pad_id} is no token id: the vocabulary is 0..{model.vocab_size - 1}"
+            )
         if not memory.blocks or not all(0 <= block < model.blocks for block in memory.blocks):
             raise ConfigError(f"memory.blocks {list(memory.blocks)} must be blocks of 0..{model.blocks - 1}")
         if len(memory.rows_per_head) != memory.max_order - 1:

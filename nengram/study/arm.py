@@ -16,12 +16,13 @@ import torch
 from safetensors.numpy import load_file, save
 
 from nengram.config import Config, load_config
-from nengram.errors import NengramError
+from nengram.errors import DataError, NengramError
 from nengram.files import write_atomic
 from nengram.model import Transformer, resolve
+from nengram.model.folder import load_model, open_folder
+from nengram.study.processes import last_record, stop_on_terminate
 from nengram.text import Batches, Prepared, prepare
-from nengram.train import Record, build_model, token_nats, train
-from nengram.train.checkpoint import load_model, open_folder
+from nengram.train import build_model, token_nats, train
 from nengram.train.loop import train_step
 from nengram.train.optim import backbone_optimizer, row_optimizer
 
@@ -32,11 +33,21 @@ def prepare_for(config: Config) -> Prepared:
     """The corpus a config names, tokenized and split. Raises DataError, ConfigError."""
     given = config.data.tokenizer
     return prepare(
-        "data/facts" if config.data.corpus == "facts" else config.data.corpus,
+        corpus_place(config.data.corpus),
         vocab_size=None if given else config.data.vocab_size,
         tokenizer_path=given or None,
+        doc_token=config.data.doc_token or None,
         cache_folder=config.data.cache,
     )
+
+
+def corpus_place(name: str) -> str:
+    """Where a corpus lies: a fetched mix by its name, else as given. Raises DataError for a mix that was not fetched."""
+    if name != "facts" or Path(name).exists():
+        return name
+    if not Path("data/facts/manifest.json").is_file():
+        raise DataError('corpus "facts" is not here yet: run nengram data fetch facts')
+    return "data/facts"
 
 
 def run_arm(config: Config, folder: Path, *, test: bool = True) -> dict:
@@ -48,10 +59,9 @@ def run_arm(config: Config, folder: Path, *, test: bool = True) -> dict:
     if (folder / FACTS).exists():
         return json.loads((folder / FACTS).read_text())
     data = prepare_for(config)
-    record: Record | None = None
-    resume = (folder / "metrics.jsonl").exists()
-    for record in train(config, data, folder, resume=resume):
+    for _ in train(config, data, folder, resume=(folder / "metrics.jsonl").exists()):
         pass
+    record = last_record(folder)
     resolved = resolve(config, data.tokenizer.get_vocab_size())
     model = build_model(resolved, data)
     kept = open_folder(folder / "final")
@@ -61,11 +71,11 @@ def run_arm(config: Config, folder: Path, *, test: bool = True) -> dict:
         "rho": resolved.budget.rho,
         "lr": resolved.train.lr,
         "seed": resolved.train.seed,
-        "tokens": record.tokens,
-        "dev_nats": record.dev_nats,
+        "tokens": record["tokens"],
+        "dev_nats": record["dev_nats"],
         "cost": model.cost().to_dict(),
         "reachable_table": model.reachable_table_parameters(),
-        "cpu_ms_per_token": 1e3 * record.cpu_seconds / record.tokens,
+        "cpu_ms_per_token": 1e3 * record["cpu_seconds"] / record["tokens"],
         "peak_mib": kept["peak_mib"],
         "addresses": model.spec.word_code if model.spec else None,
     }
@@ -82,7 +92,7 @@ def run_arm(config: Config, folder: Path, *, test: bool = True) -> dict:
     return facts
 
 
-def memory_share(model: Transformer, config: Config, data: Prepared, pairs: int = 6) -> float:
+def memory_share(model: Transformer, config: Config, data: Prepared, pairs: int = 10) -> float:
     """Share of a training step's CPU time that the memory path takes: 1 - (step without memory) / (step with it), median of pairs.
 
     The same model steps with its memory layers and with them taken out, alternately. It goes on learning meanwhile: call this last.
@@ -113,6 +123,7 @@ def load_nats(folder: Path) -> np.ndarray:
 
 def main() -> None:
     """The process that `nengram.study.compare` starts. Errors go to stderr as one line."""
+    stop_on_terminate()
     torch.set_num_threads(1)
     try:
         run_arm(load_config(sys.argv[1]), Path(sys.argv[2]), test="--no-test" not in sys.argv)

@@ -102,9 +102,7 @@ def gather(config: Config, data: Prepared, out: Path) -> dict:
     arms = {}
     for arm in config.compare.arms:
         runs = {seed: json.loads((out / f"{arm}-s{seed}" / FACTS).read_text()) for seed in config.compare.seeds}
-        by_source = {
-            seed: nats_by_source(load_nats(out / f"{arm}-s{seed}"), test) for seed in config.compare.seeds
-        }
+        by_source = {seed: nats_by_source(load_nats(out / f"{arm}-s{seed}"), test) for seed in config.compare.seeds}
         arms[arm] = summarise(runs, by_source, test)
     readings = {}
     for name, (memory, baseline) in READINGS.items():

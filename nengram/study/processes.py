@@ -72,7 +72,9 @@ def run_jobs(jobs: Sequence[Job], console: Console, at_once: int | None = None) 
 
 def _start(job: Job) -> subprocess.Popen:
     job.folder.mkdir(parents=True, exist_ok=True)
-    threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")}
+    threads = {
+        name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+    }
     with open(job.folder / "log.txt", "w", encoding="utf-8") as log:
         return subprocess.Popen(
             job.argv, stdout=log, stderr=subprocess.STDOUT, env=os.environ | threads, start_new_session=True
@@ -122,7 +124,9 @@ def _line(jobs: Sequence[Job], running: dict, began: float, at_start: int) -> st
 
 
 def _table(jobs: Sequence[Job], running: dict, began: float, at_start: int) -> Table:
-    table = Table(title=f"{sum(job.done.exists() for job in jobs)}/{len(jobs)} runs done, {_left(jobs, began, at_start)}")
+    table = Table(
+        title=f"{sum(job.done.exists() for job in jobs)}/{len(jobs)} runs done, {_left(jobs, began, at_start)}"
+    )
     for column in ("run", "step", "loss (nats)", "tokens/CPU-s"):
         table.add_column(column, justify="left" if column == "run" else "right")
     for job in jobs:

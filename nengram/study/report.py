@@ -31,8 +31,19 @@ def arms_table(results: dict) -> Table:
     """Sizes, costs and losses, an arm a row; the lowest loss is bold."""
     seeds = len(results["config"]["compare"]["seeds"])
     table = Table(title=f"test split, mean of {seeds} seed{'s' if seeds > 1 else ''}", title_justify="left")
-    for name in ("arm", "params\nM", "with\nvocab", "table\nreachable", "MFLOPs\n/token", "lr", "test\nnats", "bits\n/byte",
-                 "CPU ms\n/token", "memory\npath", "peak\nMiB"):
+    for name in (
+        "arm",
+        "params\nM",
+        "with\nvocab",
+        "table\nreachable",
+        "MFLOPs\n/token",
+        "lr",
+        "test\nnats",
+        "bits\n/byte",
+        "CPU ms\n/token",
+        "memory\npath",
+        "peak\nMiB",
+    ):
         table.add_column(name, justify="left" if name == "arm" else "right")
     best = min(arm["test_nats"] for arm in results["arms"].values())
     for name, arm in results["arms"].items():
@@ -80,8 +91,8 @@ def readings_table(results: dict) -> Table:
     return table
 
 
-def print_results(results: dict, console: Console, reference: dict | None = None) -> None:
-    """Tables, the caveats of this text, and the verdict; `reference` is a committed run of the same preset with more seeds."""
+def print_results(results: dict, console: Console) -> None:
+    """Tables, and what the trained rows hold."""
     seeds = results["config"]["compare"]["seeds"]
     tokens = next(iter(results["arms"].values()))["tokens"]
     console.print(f"\n[bold]{results['config']['name']}[/]: {tokens:,} training tokens, one pass, seeds {seeds}")
@@ -98,7 +109,6 @@ def print_results(results: dict, console: Console, reference: dict | None = None
             "Engram's trained table with its rows permuted at evaluation: "
             f"{engram['test_nats_permuted'] - engram['test_nats']:+.3f} nats. What the rows hold is what the model reads."
         )
-    print_verdict(results, console, reference)
 
 
 def print_verdict(results: dict, console: Console, reference: dict | None) -> None:
@@ -115,11 +125,16 @@ def print_verdict(results: dict, console: Console, reference: dict | None) -> No
         return
     committed = paired(reference["readings"]["claim"]["differences"]).to_dict()
     low, high = prediction_interval(committed["differences"])
-    inside = low <= claim["mean"] <= high
     console.print(
-        f"[bold]verdict of the committed run of this preset: {committed['verdict']}[/] ({describe(committed)}; "
-        f"{reference['environment']['date']}, {reference['environment']['cpu']}). "
-        f"This run {'agrees' if inside else 'DISAGREES'}: one more seed was expected in {low:+.3f} .. {high:+.3f}."
+        f"\nthe committed run of this preset ({len(committed['differences'])} seeds; {reference['environment']['date']}, "
+        f"{reference['environment']['cpu']}):"
+    )
+    for name, reading in reference["readings"].items():
+        console.print(f"  {READING_TITLES[name]}: {describe(reading)}", highlight=False)
+    agrees = "agrees with it" if low <= claim["mean"] <= high else "DISAGREES with it"
+    console.print(
+        f"[bold]verdict of the committed seeds: {committed['verdict']}[/]; this run {agrees} "
+        f"(one more seed was expected in {low:+.3f} .. {high:+.3f})"
     )
 
 
@@ -150,7 +165,13 @@ def draw(results: dict, out: Path) -> Path | None:
     for index, arm in enumerate(results["arms"]):
         curves = [smooth_curve(out / f"{arm}-s{seed}" / "metrics.jsonl") for seed in seeds]
         tokens = curves[0][0]
-        left.plot(tokens / 1e6, np.mean([loss for _, loss in curves], axis=0), label=ARM_TITLES[arm], color=f"C{index}", lw=1.4)
+        left.plot(
+            tokens / 1e6,
+            np.mean([loss for _, loss in curves], axis=0),
+            label=ARM_TITLES[arm],
+            color=f"C{index}",
+            lw=1.4,
+        )
     left.set(xlabel="training tokens (millions)", ylabel="training loss (nats, smoothed)")
     left.set_ylim(top=np.percentile(curves[0][1], 85))
     left.legend(frameon=False, fontsize=8)

@@ -35,7 +35,10 @@ def tune(config: Config, out: Path, console: Console, points: int = 3) -> dict:
     while True:
         jobs = {
             (arm, k): arm_job(
-                arm_config(config, arm, TUNING_SEED, lr=rate(config, k)), data, out / f"{arm}-lr{rate(config, k):.5f}", test=False
+                arm_config(config, arm, TUNING_SEED, lr=rate(config, k)),
+                data,
+                out / f"{arm}-lr{rate(config, k):.5f}",
+                test=False,
             )
             for arm in config.compare.arms
             for k in exponents
@@ -48,7 +51,9 @@ def tune(config: Config, out: Path, console: Console, points: int = 3) -> dict:
             break
         exponents = range(exponents[0] - low, exponents[-1] + 1 + high)
         if len(exponents) > MOST_POINTS:
-            raise NengramError(f"tune: no interior best learning rate on {MOST_POINTS} points around {config.train.lr}; set train.lr nearer")
+            raise NengramError(
+                f"tune: no interior best learning rate on {MOST_POINTS} points around {config.train.lr}; set train.lr nearer"
+            )
     found = {
         "environment": environment(),
         "lr": {arm: round(rate(config, k), 6) for arm, k in best.items()},
@@ -72,5 +77,7 @@ def tune_table(found: dict) -> Table:
         table.add_column(lr, justify="right")
     for arm, losses in found["dev_nats"].items():
         best = min(losses.values())
-        table.add_row(arm, *(f"[bold]{losses[lr]:.4f}[/]" if losses[lr] == best else f"{losses[lr]:.4f}" for lr in rates))
+        table.add_row(
+            arm, *(f"[bold]{losses[lr]:.4f}[/]" if losses[lr] == best else f"{losses[lr]:.4f}" for lr in rates)
+        )
     return table

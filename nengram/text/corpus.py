@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from nengram.config import shipped
 from nengram.errors import DataError
 from nengram.files import sha256_bytes
 
@@ -79,13 +80,12 @@ def split_of(source: str, key: str) -> str:
 def bundled_folder() -> Path:
     """The folder of the bundled slice: inside an installed package, else in a source checkout.
 
-    Raises DataError if it is in neither.
+    Raises DataError if in neither.
     """
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "data" / "bundled", package.parent / "data" / "bundled"):
-        if folder.is_dir():
-            return folder
-    raise DataError("the bundled text is not installed; name a text file, a .jsonl file or a folder instead")
+    folder = shipped("data") / "bundled"
+    if not folder.is_dir():
+        raise DataError("the bundled text is not installed; name a text file, a .jsonl file or a folder instead")
+    return folder
 
 
 def _entries(where: str | os.PathLike) -> Iterator[Entry]:

@@ -13,13 +13,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from nengram.config import shipped
 from nengram.errors import DataError, nearest
 from nengram.files import sha256_bytes
 from nengram.text.render import RENDERERS
 
-PACKAGE = Path(__file__).resolve().parents[1]
-HOME = PACKAGE if (PACKAGE / "configs").is_dir() else PACKAGE.parent  # installed, or a source checkout
-SOURCES = HOME / "configs" / "sources.toml"
+SOURCES = shipped("configs") / "sources.toml"
 REGISTRIES = ("pypi", "debian", "local")
 
 

@@ -8,11 +8,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from nengram.text import Packed, eval_windows
+from nengram.text import Batch, Packed, eval_windows
 
 
 @torch.no_grad()
-def token_nats(model: torch.nn.Module, packed: Packed, *, batch: int, context: int, tokens: int = 0, control=None) -> np.ndarray:
+def token_nats(
+    model: torch.nn.Module, packed: Packed, *, batch: int, context: int, tokens: int = 0, control=None
+) -> np.ndarray:
     """Negative log-likelihood in nats of each token of a split, float32 [N]; NaN where a token was never a target.
 
     Args:
@@ -24,16 +26,23 @@ def token_nats(model: torch.nn.Module, packed: Packed, *, batch: int, context: i
     nats_N = np.full(len(packed), np.nan, dtype=np.float32)
     done = 0
     for window in eval_windows(packed, batch=batch, context=context):
-        ids_BT, targets_BT = torch.from_numpy(window.ids_BT), torch.from_numpy(window.targets_BT)
-        step = model.begin(ids_BT, start_BT=torch.from_numpy(window.start_BT), control=control)
+        ids_BT, targets_BT, start_BT = tensors_of(window, model.embed.weight.device)
+        step = model.begin(ids_BT, start_BT=start_BT, control=control)
         logits_BTV = model(ids_BT, step=step)
         if step:
             step.release()
-        loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=-100, reduction="none")
+        loss = F.cross_entropy(
+            logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=-100, reduction="none"
+        )
         real = window.targets_BT.flatten() != -100
-        nats_N[window.positions_BT.flatten()[real]] = loss.numpy()[real]
+        nats_N[window.positions_BT.flatten()[real]] = loss.cpu().numpy()[real]
         done += int(real.sum())
         if tokens and done >= tokens:
             break
     model.train(was_training)
     return nats_N
+
+
+def tensors_of(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """ids_BT, targets_BT and start_BT of a batch as tensors on a device (on the CPU they share its memory)."""
+    return tuple(torch.from_numpy(array).to(device) for array in (batch.ids_BT, batch.targets_BT, batch.start_BT))

@@ -22,18 +22,13 @@ import torch
 import torch.nn.functional as F
 
 from nengram.config import Config, to_toml
-from nengram.errors import CheckpointError, DataError
-from nengram.files import sha256_bytes, word_code, write_atomic
+from nengram.errors import CheckpointError, ConfigError, DataError
+from nengram.files import sha256_bytes, write_atomic
 from nengram.model import Transformer, resolve
+from nengram.model.folder import check_identity, is_saved, load_model, open_folder, save_model
 from nengram.text import Batches, Prepared
-from nengram.train.checkpoint import (
-    load_model,
-    load_optimizer,
-    open_folder,
-    optimizer_tensors,
-    save_folder,
-)
-from nengram.train.evaluate import token_nats
+from nengram.train.checkpoint import load_optimizer, optimizer_tensors
+from nengram.train.evaluate import tensors_of, token_nats
 from nengram.train.optim import backbone_optimizer, lr_share, row_optimizer, set_lr
 
 
@@ -54,8 +49,15 @@ class Record:
 
 
 def build_model(config: Config, data: Prepared) -> Transformer:
-    """The model that a resolved config means for this data; weights not yet set."""
-    return Transformer(config.model, config.memory, cids_V=data.compression.cids_V)
+    """The model that a resolved config means for this data, on `train.device`; weights not yet set. Raises ConfigError."""
+    try:
+        device = torch.device(config.train.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f'train.device "{config.train.device}" cannot be used here: {str(error).splitlines()[0]}'
+        ) from None
+    return Transformer(config.model, config.memory, cids_V=data.compression.cids_V).to(device)
 
 
 def steps_of(config: Config, data: Prepared) -> int:
@@ -75,7 +77,8 @@ def train(config: Config, data: Prepared, folder: str | Path, *, resume: bool = 
 
     Args:
         config: sizes may be a budget; they are resolved against the tokenizer here.
-        folder: the run folder; see `nengram.train.checkpoint`. An unfinished run there is continued only with `resume`.
+        folder: the run folder; see `nengram.train.checkpoint`. An unfinished run there is continued only with `resume`,
+            and a finished one then yields nothing.
     Raises: CheckpointError when the folder holds another run; DataError when the data is too small; ConfigError.
     """
     folder = Path(folder)
@@ -85,9 +88,12 @@ def train(config: Config, data: Prepared, folder: str | Path, *, resume: bool = 
     model = build_model(config, data)
     adamw, rows = backbone_optimizer(model, config.train), row_optimizer(config.train)
     base_lr = [config.train.lr, config.train.lr * config.train.table_lr_multiplier]
+    if resume and is_saved(folder / "final"):
+        check_identity(open_folder(folder / "final"), identity, folder / "final")
+        return
     checkpoint = folder / "checkpoint"
     start, cpu_seconds, data_state = 0, 0.0, None
-    if resume and (checkpoint.exists() or checkpoint.with_name(".checkpoint.old").exists()):
+    if resume and is_saved(checkpoint):
         facts = open_folder(checkpoint)
         check_identity(facts, identity, checkpoint)
         load_optimizer(adamw, load_model(model, checkpoint))
@@ -104,6 +110,7 @@ def train(config: Config, data: Prepared, folder: str | Path, *, resume: bool = 
             context=config.model.context,
             seed=config.train.seed,
             state=data_state,
+            passes=None,
         )
     )
     with open(folder / "metrics.jsonl", "a", encoding="utf-8") as metrics:
@@ -137,16 +144,15 @@ def train(config: Config, data: Prepared, folder: str | Path, *, resume: bool = 
             metrics.flush()
             if done % config.train.checkpoint_every == 0 and done < steps:
                 facts = {"step": done, "cpu_seconds": cpu_seconds, "data_state": data_state, **identity}
-                tensors = _model_tensors(model) | optimizer_tensors(adamw)
-                save_folder(checkpoint, tensors, model.stores, model.spec, facts, with_optimizer=True)
+                save_model(checkpoint, model, facts, optimizer=optimizer_tensors(adamw))
             yield record
     _finish(folder, model, data, {"step": steps, "cpu_seconds": cpu_seconds, **identity})
 
 
 def train_step(model, batch, adamw, rows, config: Config) -> tuple[float, float, float]:
     """One optimiser step: (loss in nats, gradient norm of the backbone, heaviest expert's load over the mean)."""
-    ids_BT, targets_BT = torch.from_numpy(batch.ids_BT), torch.from_numpy(batch.targets_BT)
-    memory_step = model.begin(ids_BT, start_BT=torch.from_numpy(batch.start_BT))
+    ids_BT, targets_BT, start_BT = tensors_of(batch, model.embed.weight.device)
+    memory_step = model.begin(ids_BT, start_BT=start_BT)
     logits_BTV = model(ids_BT, step=memory_step)
     loss = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=-100)
     adamw.zero_grad(set_to_none=True)
@@ -182,25 +188,6 @@ def _identity(config: Config, data: Prepared) -> dict[str, str]:
     }
 
 
-def check_identity(facts: dict, identity: dict[str, str], folder: Path) -> None:
-    """Raises CheckpointError naming the first part of `identity` in which a checkpoint differs, both digests shown."""
-    for part, mine in identity.items():
-        theirs = str(facts.get(part, ""))
-        if theirs != mine:
-            raise CheckpointError(
-                f"{folder}: trained with another {part} ({_short(theirs)}, now {_short(mine)}); "
-                f"use the {part} it was trained with, or another run folder"
-            )
-
-
-def _short(digest: str) -> str:
-    return word_code(digest) if len(digest) == 64 else "none"
-
-
-def _model_tensors(model: Transformer) -> dict[str, torch.Tensor]:
-    return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-
-
 def _begin_folder(folder: Path, config: Config, resume: bool) -> None:
     if not resume and (folder / "metrics.jsonl").exists():
         raise CheckpointError(f"{folder}: holds a run already; continue it with --resume, or choose another --out")
@@ -229,8 +216,7 @@ def _finish(folder: Path, model: Transformer, data: Prepared, facts: dict) -> No
         data.compression.save(beside / "compression.safetensors")
 
     facts = facts | {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
-    tensors = _model_tensors(model)
-    save_folder(folder / "final", tensors, model.stores, model.spec, facts, with_optimizer=False, add=add_text)
+    save_model(folder / "final", model, facts, add=add_text)
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
 
 

@@ -49,8 +49,13 @@ class RowOptimizer(torch.optim.Optimizer):
 
 def backbone_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """Fused AdamW; matrices decay, vectors (gains, biases, convolutions) do not."""
-    undecayed = {id(p) for block in model.memory_blocks() for group in block.memory.param_groups()
-                 if group["kind"] == "vector" for p in group["params"]}
+    undecayed = {
+        id(p)
+        for block in model.memory_blocks()
+        for group in block.memory.param_groups()
+        if group["kind"] == "vector"
+        for p in group["params"]
+    }
     matrices = [p for p in model.parameters() if p.ndim >= 2 and id(p) not in undecayed]
     vectors = [p for p in model.parameters() if p.ndim < 2 or id(p) in undecayed]
     groups = [
@@ -61,7 +66,7 @@ def backbone_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Ada
 
 
 def row_optimizer(config: TrainConfig) -> RowOptimizer:
-    """The tables' optimiser that a config asks for. Raises StoreError for an unknown rule (nearest named)."""
+    """The tables' optimiser that a config asks for. Raises ConfigError for an unknown rule (nearest named)."""
     options = {"betas": (config.beta1, config.beta2)} if config.table_rule == "sparse_adam" else {}
     return RowOptimizer(
         make_rule(config.table_rule, **options), config.lr * config.table_lr_multiplier, clip=config.table_clip

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from nengram.errors import CheckpointError, DataError
+from nengram.errors import CheckpointError, ConfigError, DataError
 from nengram.model.folder import read_tensors
 from nengram.train import train
 
@@ -66,6 +66,18 @@ def test_training_lowers_the_loss_and_the_seed_decides_the_run(config, data, tmp
     other = [record.loss_nats for record in train(config.replace(train__seed=1), data, tmp_path / "c")]
     assert first == again != other
     assert sum(first[-3:]) / 3 < first[0] - 0.5
+
+
+def test_resuming_a_finished_run_does_nothing(config, data, tmp_path):
+    list(train(config, data, tmp_path))
+    before = final_tensors(tmp_path)
+    assert list(train(config, data, tmp_path, resume=True)) == []
+    assert final_tensors(tmp_path).keys() == before.keys() and len(losses(tmp_path)) == 12
+
+
+def test_a_device_that_is_not_there_is_refused(config, data, tmp_path):
+    with pytest.raises(ConfigError, match='train.device "cudda"'):
+        next(train(config.replace(train__device="cudda"), data, tmp_path))
 
 
 def test_a_finished_or_begun_folder_is_not_overwritten_without_resume(config, data, tmp_path):

@@ -1,0 +1,179 @@
+"""From a run folder to text, a token at a time.
+
+A model remembers three things of a sequence: keys and values per block, the last inputs of each memory convolution, and the last few
+compressed ids, which address the next token's rows. One forward pass over the prompt fills them; each further token costs one step.
+
+**The window.** Rotary positions are only as good as the positions seen in training, so a model never reads past its training context.
+When the window is full, the last half of it becomes the prompt of a new one. That is a window cut from the middle of a document, which
+is what training is full of: nothing looks back across its left edge, attention or n-gram.
+
+**Documents.** Training text is a separator followed by a document, so a prompt is read behind the separator, and wherever the separator
+stands n-grams begin anew, as they did in training.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from nengram.config import Config, load_config
+from nengram.errors import CheckpointError, ConfigError, DataError
+from nengram.infer.sampling import Sampler
+from nengram.infer.tokens import TextPieces, encode
+from nengram.model import Transformer
+from nengram.model.folder import check_identity, is_saved, load_model, open_folder
+from nengram.text import CompressionMap, doc_id, load_tokenizer, tokenizer_digest
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedRun:
+    """A finished run: the model in eval mode, and all that turns text into what it reads."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    compression: CompressionMap  # the map that its addresses use: the identity where memory.compress is false
+    config: Config
+    facts: dict  # of the manifest: digests, steps, CPU seconds
+
+    @property
+    def doc_id(self) -> int:
+        """The id that separates documents. Raises DataError when the tokenizer has none that is known."""
+        return doc_id(self.tokenizer)
+
+
+def load_run(folder: str | Path) -> LoadedRun:
+    """Open a run folder that training finished.
+
+    Raises: CheckpointError when the folder is no finished run, a file is missing or damaged (by name), or tokenizer or compression
+    map are not those the model was trained with (both digests shown); ConfigError for a damaged config.toml.
+    """
+    folder = Path(folder)
+    final = folder / "final"
+    if not (folder / "config.toml").is_file():
+        raise CheckpointError(f"{folder}: no run here (config.toml is missing)")
+    if not is_saved(final):
+        raise CheckpointError(f"{folder}: this run is not finished (no final/ in it); finish it with train --resume")
+    config, facts = load_config(folder), open_folder(final)
+    try:
+        tokenizer = load_tokenizer(final / "tokenizer.json")
+        compression = CompressionMap.load(final / "compression.safetensors")
+    except DataError as error:
+        raise CheckpointError(f"{error}") from None
+    check_identity(facts, {"tokenizer": tokenizer_digest(tokenizer), "compression": compression.digest}, final)
+    if not config.memory.compress:
+        compression = CompressionMap.identity(len(compression.cids_V), compression.tokenizer_digest)
+    model = Transformer(config.model, config.memory, cids_V=compression.cids_V)
+    load_model(model, final)
+    return LoadedRun(model.eval(), tokenizer, compression, config, facts)
+
+
+def stream_text(
+    run: LoadedRun, prompt: str, *, max_tokens: int = 64, temperature: float = 0.0, top_k: int = 0, seed: int = 0
+) -> Iterator[str]:
+    """Continue a text, read as the beginning of a document, until the model ends it or `max_tokens` are added.
+
+    Yields pieces of the continuation, each a run of whole characters; other arguments as `generate`.
+    Raises: DataError for a prompt that is empty, not Unicode, or longer than the model's context; ConfigError.
+    """
+    if not prompt:
+        raise DataError("the prompt is empty: give some text to continue")
+    ids = [run.doc_id, *encode(run.tokenizer, prompt)]
+    tokens = generate(
+        run.model,
+        ids,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        seed=seed,
+        stop_id=run.doc_id,
+        doc_id=run.doc_id,
+    )
+    return _in_pieces(tokens, TextPieces(run.tokenizer, ids))
+
+
+def generate(
+    model: Transformer,
+    ids: Sequence[int],
+    *,
+    max_tokens: int,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    seed: int = 0,
+    stop_id: int | None = None,
+    doc_id: int | None = None,
+) -> Iterator[int]:
+    """Continue token ids; yields the new ones as they are made. Errors are raised here, before the first is asked for.
+
+    Args:
+        model: in eval mode, as `load_run` gives it.
+        ids: the prompt, 1 to `model.config.context` ids. A prompt that begins a document begins with its separator.
+        max_tokens: yield at most so many; beyond the context the window restarts (see above), which a warning announces.
+        temperature, top_k, seed: as `Sampler`; temperature 0 is greedy and ignores the others.
+        stop_id: end before this id.
+        doc_id: the document separator: n-grams begin anew wherever it stands. None: nowhere.
+    Raises: DataError when the prompt is empty, too long or holds ids outside the vocabulary; ConfigError for a setting out of range.
+    """
+    context, vocab_size = model.config.context, model.config.vocab_size
+    if not len(ids):
+        raise DataError("the prompt is empty: give at least one token")
+    if len(ids) > context:
+        raise DataError(f"the prompt is {len(ids)} tokens long, the model reads at most {context}: give a shorter one")
+    for place, token in enumerate(ids):
+        if not 0 <= token < vocab_size:
+            raise DataError(f"token id {token} at position {place} of the prompt is outside 0..{vocab_size - 1}")
+    if max_tokens < 1:
+        raise ConfigError(f"max_tokens must be at least 1, got {max_tokens}")
+    if len(ids) + max_tokens > context + 1:  # the last token is only given out, never read
+        warnings.warn(
+            f"the prompt and {max_tokens} tokens are more than the {context} the model was trained on: "
+            f"from there on it goes on from the last {_kept(context)}",
+            stacklevel=2,
+        )
+    sampler = Sampler(temperature, top_k, seed)
+    return _tokens(Window(model, doc_id), [int(token) for token in ids], max_tokens, sampler, stop_id)
+
+
+class Window:
+    """What a model reads of one sequence: at most its training context, and what it remembers of that."""
+
+    def __init__(self, model: Transformer, doc_id: int | None):
+        self.model, self.doc_id = model, doc_id
+        self.ids: list[int] = []
+        self.cache = model.new_cache(1, model.config.context)
+
+    @torch.no_grad()
+    def read(self, ids: list[int]) -> Tensor:
+        """Read on, from a window newly cut where this one is full; the logits after the last id, [V]."""
+        context = self.model.config.context
+        if len(self.ids) + len(ids) > context:
+            ids, self.ids = (self.ids + ids)[-_kept(context) :], []
+            self.cache = self.model.new_cache(1, context)
+        self.ids = self.ids + ids
+        ids_BT = torch.tensor([ids], device=self.model.embed.weight.device)
+        start_BT = None if self.doc_id is None else ids_BT == self.doc_id
+        return self.model(ids_BT, start_BT=start_BT, cache=self.cache)[0, -1]
+
+
+def _tokens(window: Window, ids: list[int], max_tokens: int, sampler: Sampler, stop_id: int | None) -> Iterator[int]:
+    for _ in range(max_tokens):
+        token = sampler(window.read(ids))
+        if token == stop_id:
+            return
+        yield token
+        ids = [token]
+
+
+def _in_pieces(tokens: Iterator[int], pieces: TextPieces) -> Iterator[str]:
+    for token in tokens:
+        if piece := pieces.add(token):
+            yield piece
+    if rest := pieces.rest():
+        yield rest
+
+
+def _kept(context: int) -> int:
+    return max(1, context // 2)

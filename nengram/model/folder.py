@@ -1,0 +1,161 @@
+"""A model on disk: a sealed folder of tensors and tables, whole or not there.
+
+    final/
+    ├── manifest.json           SHA-256 of every other file, and the facts a reader must agree with
+    ├── model.safetensors       backbone and memory projections (`model.*`); in a checkpoint the optimiser's state too
+    ├── table-<layer>.safetensors   one per memory layer, with its AddressSpec
+    └── ...                     what the writer adds: tokenizer.json, compression.safetensors
+
+A folder is filled beside its place, synced, and renamed into it, so no reader ever sees half of one. The manifest is what makes it
+sealed: a flipped byte is refused by file name instead of being trained on or read aloud. Training and inference both read these
+folders and neither imports the other, hence this file's room.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nengram.errors import CheckpointError
+from nengram.files import sha256_file, sync_folder, word_code, write_atomic
+from nengram.memory import load_table, save_table
+from nengram.model.transformer import Transformer
+
+MANIFEST = "manifest.json"
+MODEL = "model."  # prefix of the model's own tensors in model.safetensors
+
+
+def save_model(
+    folder: Path,
+    model: Transformer,
+    facts: dict,
+    *,
+    optimizer: dict[str, Tensor] | None = None,
+    add: Callable[[Path], None] = lambda beside: None,
+) -> None:
+    """Replace `folder` by one that holds the model, its tables, what `add` writes, and `facts` (JSON) in the manifest.
+
+    Args:
+        optimizer: further named tensors (none may begin with "model."); given, the tables' update state is saved as well.
+        add: called with the unfinished folder; whatever it writes there is sealed with the rest.
+    Raises: OSError, CheckpointError; the old folder is then as it was.
+    """
+    beside = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    tensors = {f"{MODEL}{name}": tensor for name, tensor in model.state_dict().items()} | (optimizer or {})
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside / "model.safetensors")
+        for layer_id, store in model.stores.items():
+            table = beside / f"table-{layer_id}.safetensors"
+            save_table(table, store, model.spec, layer_id, optimizer=optimizer is not None)
+        add(beside)
+        seal_folder(beside, facts)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    swap_folder(beside, folder)
+
+
+def load_model(model: Transformer, folder: Path) -> dict[str, Tensor]:
+    """Fill `model` and its stores from a sealed folder; returns the tensors that are not the model's (optimiser state).
+
+    Raises: CheckpointError when a tensor is missing or of another shape, or a table was addressed otherwise.
+    """
+    path = folder / "model.safetensors"
+    tensors = read_tensors(path)
+    own = {name.removeprefix(MODEL): tensor for name, tensor in tensors.items() if name.startswith(MODEL)}
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    if wanted != found:
+        name = min(name for name, _ in wanted.items() ^ found.items())
+        raise CheckpointError(
+            f"{path}: {name} is {found.get(name, 'missing')}, the config asks for {wanted.get(name, 'none')}"
+        )
+    model.load_state_dict(own)
+    for layer_id in model.spec.layer_ids if model.spec else ():
+        path = folder / f"table-{layer_id}.safetensors"
+        table = load_table(path, model.spec, device=model.embed.weight.device)
+        if table.layer_id != layer_id:
+            raise CheckpointError(f"{path}: holds the table of memory layer {table.layer_id}, not of {layer_id}")
+        model.stores[layer_id] = table.store
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(MODEL)}
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `open_folder` would find something, be it what a crash between two renames left behind."""
+    return folder.exists() or _old(folder).exists()
+
+
+def open_folder(folder: Path) -> dict:
+    """The manifest of a sealed folder, after every file's digest was checked. Raises CheckpointError by file name."""
+    if not folder.exists() and _old(folder).exists():
+        os.rename(_old(folder), folder)
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        digests = dict(manifest["files"])
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: no checkpoint here ({MANIFEST} is missing)") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / MANIFEST}: damaged ({error}); delete the folder and train again") from None
+    for name, digest in digests.items():
+        path = folder / Path(name).name
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing from the checkpoint")
+        if sha256_file(path) != digest:
+            raise CheckpointError(f"{path}: damaged (its SHA-256 is not the one in {MANIFEST})")
+    return manifest
+
+
+def check_identity(facts: dict, identity: dict[str, str], folder: Path) -> None:
+    """Raises CheckpointError naming the first part of `identity` in which a folder's facts differ, both digests shown."""
+    for part, mine in identity.items():
+        theirs = str(facts.get(part, ""))
+        if theirs != mine:
+            raise CheckpointError(
+                f"{folder}: trained with another {part} ({_short(theirs)}, now {_short(mine)}); "
+                f"use the {part} it was trained with, or another run folder"
+            )
+
+
+def seal_folder(folder: Path, facts: dict) -> None:
+    """Sync every file of `folder` and write its manifest: digests and `facts`."""
+    digests = {}
+    for path in sorted(folder.iterdir()):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        digests[path.name] = sha256_file(path)
+    write_atomic(folder / MANIFEST, json.dumps({"files": digests, **facts}, indent=1))
+
+
+def swap_folder(beside: Path, folder: Path) -> None:
+    """Put `beside` in the place of `folder`. A crash between the two renames leaves the old one as `.<name>.old`, which is found."""
+    old = _old(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(beside, folder)
+    sync_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file. Raises CheckpointError."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _short(digest: str) -> str:
+    return word_code(digest) if len(digest) == 64 else "none"
