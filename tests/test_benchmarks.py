@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import gates, hashing, memory_path, moe, results, row_update, startup
+from benchmarks import gates, hashing, memory_path, moe, report, row_update, startup
 from benchmarks.measure import interleave
 from nengram.memory import Engram
 from nengram.model.moe import MoE
@@ -16,7 +16,7 @@ from nengram.store import RowwiseAdagrad
 HASHING = hashing.Sizes(compressed_vocab_size=50, rows_per_head=37, row_width=4, batch=2, context=9, batches=2, pairs=2)
 MOE = moe.Sizes(widths=(16,), tokens=16, experts=4, checked_tokens=8, pairs=2)
 ROW_UPDATE = row_update.Sizes(num_rows=500, row_width=4, lookups=64, checked_rows=50, pairs=2)
-ONE_GOAL = results.result("hashing", "x", "y", [results.figure("f", np.array([2.0]), "x", (">=", 3.0))], {})
+ONE_GOAL = report.result("hashing", "x", "y", [report.figure("f", np.array([2.0]), "x", (">=", 3.0))], {})
 
 
 @pytest.mark.parametrize(("benchmark", "sizes"), [(hashing, HASHING), (moe, MOE), (row_update, ROW_UPDATE)])
@@ -39,7 +39,7 @@ def test_startup_leaves_a_complete_result(tmp_path):
 
 
 def check_saved(found, folder):
-    saved = json.loads(results.save(found, folder).read_text())
+    saved = json.loads(report.save(found, folder).read_text())
     assert saved == found
     assert {"what", "gate", "absolute", "command"} <= saved.keys()
     assert {"date", "cpu", "threads", "torch", "load_average"} <= saved["environment"].keys()
@@ -49,7 +49,7 @@ def check_saved(found, folder):
         assert low <= one["median"] <= high
         assert (one["met"] is None) == (one["goal"] is None)
     assert np.isfinite(list(saved["absolute"].values())).all()
-    assert results.markdown_table([saved]).count(f"\n| {saved['name']} |") == len(saved["figures"])
+    assert report.markdown_table([saved]).count(f"\n| {saved['name']} |") == len(saved["figures"])
 
 
 def test_pairs_alternate_on_one_input_each_and_warmup_is_dropped():
@@ -77,11 +77,11 @@ def test_speedup_and_cost_are_ratios_of_each_pair(monkeypatch):
     ("sense", "bound", "met"), [(">=", 2, True), (">=", 2.1, False), ("<=", 2, True), ("<", 2, False)]
 )
 def test_goal_is_judged_on_the_median(sense, bound, met):
-    assert results.figure("f", np.array([0.0, 2.0, 90.0]), "x", (sense, bound))["met"] is met
+    assert report.figure("f", np.array([0.0, 2.0, 90.0]), "x", (sense, bound))["met"] is met
 
 
 def test_a_figure_without_a_goal_is_neither_met_nor_missed():
-    assert results.figure("f", np.array([1.0]), "s")["met"] is None
+    assert report.figure("f", np.array([1.0]), "s")["met"] is None
 
 
 def test_wrong_opponent_turns_hashing_red(monkeypatch):
@@ -143,12 +143,12 @@ def test_not_a_number_is_red():
 def places(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "FOLDER", tmp_path)
     monkeypatch.setattr(command, "README", tmp_path / "README.md")
-    (tmp_path / "README.md").write_text(f"before\n{results.MARK}\nold\n{results.MARK}\nafter\n")
+    (tmp_path / "README.md").write_text(f"before\n{report.MARK}\nold\n{report.MARK}\nafter\n")
     return tmp_path
 
 
 def test_a_red_gate_fails_and_keeps_the_last_result(places, monkeypatch, capsys):
-    results.save(ONE_GOAL, places)
+    report.save(ONE_GOAL, places)
     before = (places / "hashing.json").read_text()
 
     def red():
@@ -178,7 +178,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(places, capsys):
 
 
 def test_the_readme_shows_the_committed_results():
-    found = results.load_all(command.FOLDER, command.NAMES)
+    found = report.load_all(command.FOLDER, command.NAMES)
     assert [one["name"] for one in found] == list(command.NAMES)
     text = command.README.read_text(encoding="utf-8")
-    assert results.put_between_marks(text, results.markdown_table(found)) == text
+    assert report.put_between_marks(text, report.markdown_table(found)) == text

@@ -99,9 +99,7 @@ def _stream(spec: AddressSpec, text: Text) -> tuple[np.ndarray, np.ndarray]:
 
 def _flat(pair: tuple[np.ndarray, np.ndarray | None]) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(pair, tuple) or len(pair) != 2:
-        raise AddressError(
-            f"a text is an array of ids or pairs (ids, starts), got a {type(pair).__name__} among them"
-        )
+        raise AddressError(f"a text is an array of ids or pairs (ids, starts), got a {type(pair).__name__} among them")
     cids, starts = pair
     cids_BT = np.atleast_2d(cids)
     check_ids("ids", cids_BT, "BT")
@@ -124,9 +122,7 @@ def _order_censuses(address: Addresser, counts: NgramCounts, unseen: float | Non
     censuses = []
     for layer_id, rows_UK in rows_by_layer.items():
         moduli_K = spec.moduli(layer_id)[in_order]
-        occupied, well_touched, alone = np.mean(
-            [_tally(rows_U, counts.counts_U) for rows_U in rows_UK.T], axis=0
-        )
+        occupied, well_touched, alone = np.mean([_tally(rows_U, counts.counts_U) for rows_U in rows_UK.T], axis=0)
         censuses.append(
             OrderCensus(
                 layer_id=layer_id,

@@ -40,9 +40,7 @@ def misaligned(rows_BTS: Rows) -> Rows:
     """
     check_ids("rows", rows_BTS, "BTS")
     if len(rows_BTS) < 2:
-        raise AddressError(
-            f"misaligned rows need another sequence: the batch has {len(rows_BTS)}, give at least 2"
-        )
+        raise AddressError(f"misaligned rows need another sequence: the batch has {len(rows_BTS)}, give at least 2")
     return rows_BTS.roll(1, dims=0) if is_tensor(rows_BTS) else np.roll(rows_BTS, 1, axis=0)
 
 
@@ -57,9 +55,7 @@ def permuted(rows_BTS: Rows, spec: AddressSpec, layer_id: int, seed: int) -> Row
     _check_slots(rows_BTS, spec)
     moduli_S, offsets_S = spec.moduli(layer_id), spec.offsets(layer_id)
     if moduli_S.max() >= PERMUTED_BELOW:
-        raise AddressError(
-            f"permuted needs slots below 2**31 rows, layer {layer_id} has one of {moduli_S.max()}"
-        )
+        raise AddressError(f"permuted needs slots below 2**31 rows, layer {layer_id} has one of {moduli_S.max()}")
     rng = np.random.default_rng([integer("seed", seed, 0, 2**63), layer_id])
     factors_S, shifts_S = np.array([_bijection(int(modulus), rng) for modulus in moduli_S]).T
     moduli_S, offsets_S, factors_S, shifts_S = (

@@ -55,8 +55,7 @@ class Engram:
         below = half_bound(compressed_vocab_size)
         drawn = (np.random.default_rng(seed + 10_007 * layer_id) for layer_id in layer_ids)
         return [
-            tuple(2 * int(draw) + 1 for draw in rng.integers(0, below, size=max_order, dtype=np.int64))
-            for rng in drawn
+            tuple(2 * int(draw) + 1 for draw in rng.integers(0, below, size=max_order, dtype=np.int64)) for rng in drawn
         ]
 
     def moduli(

@@ -80,9 +80,7 @@ class Addresser:
         if device == "cpu":
             return "torch" if self.backend == "torch" else "numba"
         if self.backend == "numba":
-            raise AddressError(
-                f'backend "numba" reads ids on the CPU, these are on {device}: use backend="auto"'
-            )
+            raise AddressError(f'backend "numba" reads ids on the CPU, these are on {device}: use backend="auto"')
         return "torch"
 
     def _history(self, state: StreamState | None, batch: int) -> np.ndarray:
@@ -104,9 +102,7 @@ class Addresser:
 
         return kernels.reciprocals(self._moduli_LS)
 
-    def _by_loop(
-        self, cids_BT: Any, start_BT: Any, blocked_BT: Any, history_BH: np.ndarray
-    ) -> tuple[Any, np.ndarray]:
+    def _by_loop(self, cids_BT: Any, start_BT: Any, blocked_BT: Any, history_BH: np.ndarray) -> tuple[Any, np.ndarray]:
         from nengram.address import kernels
 
         ids_BT = np.require(as_numpy(cids_BT), np.int64, ["C", "W"])

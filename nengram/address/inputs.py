@@ -35,9 +35,7 @@ def check_flags(name: str, values: Any, shape: tuple[int, ...]) -> None:
     if values is None:
         return
     if not isinstance(values, np.ndarray) and not is_tensor(values):
-        raise AddressError(
-            f"{name} must be a NumPy array or torch tensor of bool, got {type(values).__name__}"
-        )
+        raise AddressError(f"{name} must be a NumPy array or torch tensor of bool, got {type(values).__name__}")
     if _dtype(values) != "bool":
         raise AddressError(f"{name} must be bool, got {_dtype(values)}")
     if tuple(values.shape) != tuple(shape):

@@ -58,9 +58,7 @@ def ngrams_of(cids_T: np.ndarray, start_T: np.ndarray | None, order: int, *, pad
     return ngrams_TN
 
 
-def ngram_counts(
-    cids_T: np.ndarray, start_T: np.ndarray | None, order: int, *, pad_cid: int = -1
-) -> NgramCounts:
+def ngram_counts(cids_T: np.ndarray, start_T: np.ndarray | None, order: int, *, pad_cid: int = -1) -> NgramCounts:
     """Count the n-grams of one stream of ids; arguments and errors as in `ngrams_of`. O(order x T log T)."""
     ngrams_TN = ngrams_of(cids_T, start_T, order, pad_cid=pad_cid)
     levels = []

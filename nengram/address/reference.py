@@ -89,9 +89,7 @@ def table_rows(
     offsets = slot_offsets(moduli)
     return [
         [first + index for first, index in zip(offsets, slot_ids(window, multipliers, moduli), strict=True)]
-        for window in windows(
-            cids, max_order=len(multipliers), pad_cid=pad_cid, starts=starts, blocked=blocked
-        )
+        for window in windows(cids, max_order=len(multipliers), pad_cid=pad_cid, starts=starts, blocked=blocked)
     ]
 
 
@@ -117,9 +115,7 @@ def main() -> None:
         barrier = "blocked" if blocked[t] else "start" if starts[t] else ""
         bigram, trigram = (str(tuple(reversed(window[:order]))) for order in (2, 3))
         print(f"{t:>3}  {cids[t]:>5}  {barrier:<7}  {bigram:<11}  {trigram:<16}  {rows[t]}")
-    print(
-        "\n1 and 4 end in the same 2-gram and share its rows; 0 and 3 begin with the same id and share all."
-    )
+    print("\n1 and 4 end in the same 2-gram and share its rows; 0 and 3 begin with the same id and share all.")
 
 
 if __name__ == "__main__":

@@ -196,9 +196,7 @@ def _check(spec: AddressSpec) -> None:
     for field, known in (("dialect", tuple(DIALECTS)), ("boundary", BOUNDARIES)):
         name = getattr(spec, field)
         if name not in known:
-            raise AddressError(
-                f"unknown {field} {shown(name)}{nearest(str(name), known)}; known: {', '.join(known)}"
-            )
+            raise AddressError(f"unknown {field} {shown(name)}{nearest(str(name), known)}; known: {', '.join(known)}")
     bounded("compressed_vocab_size", spec.compressed_vocab_size, 1, MAX_IDS)
     bounded("max_order", spec.max_order, 2, MAX_IDS)
     bounded("heads", spec.heads, 1, MAX_HEADS)

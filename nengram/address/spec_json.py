@@ -24,17 +24,13 @@ def parse(text: str, *, version: int, spec_keys: Sequence[str], layer_keys: Sequ
         check_version(content["version"], version)
     _require_keys("address spec", content, spec_keys)
     layers = _array("layers", content["layers"])
-    return content | {
-        "layers": [_layer(f"layers[{place}]", layer, layer_keys) for place, layer in enumerate(layers)]
-    }
+    return content | {"layers": [_layer(f"layers[{place}]", layer, layer_keys) for place, layer in enumerate(layers)]}
 
 
 def check_version(found: Any, known: int) -> None:
     """Refuse any version but the one this program writes. Raises AddressError."""
     if type(found) is not int or found != known:
-        raise AddressError(
-            f"address spec version {shown(found)} is not known; this program reads version {known}"
-        )
+        raise AddressError(f"address spec version {shown(found)} is not known; this program reads version {known}")
 
 
 def _layer(where: str, content: Any, keys: Sequence[str]) -> dict[str, Any]:
@@ -42,12 +38,8 @@ def _layer(where: str, content: Any, keys: Sequence[str]) -> dict[str, Any]:
     multipliers = _array(f"{where}.multipliers", content["multipliers"])
     moduli = _array(f"{where}.moduli", content["moduli"])
     return content | {
-        "multipliers": tuple(
-            _decimal(f"{where}.multipliers[{lag}]", digits) for lag, digits in enumerate(multipliers)
-        ),
-        "moduli": tuple(
-            tuple(_array(f"{where}.moduli[{place}]", heads)) for place, heads in enumerate(moduli)
-        ),
+        "multipliers": tuple(_decimal(f"{where}.multipliers[{lag}]", digits) for lag, digits in enumerate(multipliers)),
+        "moduli": tuple(tuple(_array(f"{where}.moduli[{place}]", heads)) for place, heads in enumerate(moduli)),
     }
 
 

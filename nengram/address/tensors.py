@@ -32,9 +32,7 @@ def first_out_of_range(cids_BT: Tensor, blocked_BT: Tensor, vocab: int) -> int:
     return int(wrong_BT.flatten().nonzero()[0]) if wrong_BT.any() else -1
 
 
-def look_back(
-    cids_BT: Tensor, start_BT: Tensor, blocked_BT: Tensor, history_BH: Tensor, pad_cid: int
-) -> list[Tensor]:
+def look_back(cids_BT: Tensor, start_BT: Tensor, blocked_BT: Tensor, history_BH: Tensor, pad_cid: int) -> list[Tensor]:
     """The ids each position sees, current first: H + 1 tensors [B, T]. `history_BH` is most recent first."""
     positions, lags = cids_BT.shape[1], history_BH.shape[1]
     known_BX = torch.cat([history_BH.flip(1), cids_BT], dim=1)
@@ -56,9 +54,7 @@ def next_history(seen: list[Tensor], history_BH: Tensor) -> Tensor:
     return torch.stack([cids_BT[:, -1] for cids_BT in seen[:-1]], dim=1)
 
 
-def rows_of_layer(
-    seen: list[Tensor], multipliers_N: list[int], moduli_S: Tensor, offsets_S: Tensor
-) -> Tensor:
+def rows_of_layer(seen: list[Tensor], multipliers_N: list[int], moduli_S: Tensor, offsets_S: Tensor) -> Tensor:
     """int64 [B, T, S] of one layer. Products stay below 2**63, so the mix is never negative."""
     mix_BT = seen[0] * multipliers_N[0]
     rows = []

@@ -41,8 +41,8 @@ class LoadedRun:
 
     @property
     def doc_id(self) -> int:
-        """The id that separates documents. Raises DataError when the tokenizer has none that is known."""
-        return doc_id(self.tokenizer)
+        """The id that separated documents in training. Raises DataError when the tokenizer has none that is known."""
+        return doc_id(self.tokenizer, self.config.data.doc_token or None)
 
 
 def load_run(folder: str | Path) -> LoadedRun:

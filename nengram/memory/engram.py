@@ -103,9 +103,7 @@ class Engram(nn.Module):
             return gated_BTGD
         return gated_BTGD + F.silu(self._short_conv(gated_BTGD, state))
 
-    def gates(
-        self, vecs: Tensor, hidden_BTGD: Tensor, *, blocked_BT: Tensor | None = None
-    ) -> Tensor:
+    def gates(self, vecs: Tensor, hidden_BTGD: Tensor, *, blocked_BT: Tensor | None = None) -> Tensor:
         """How far each position and branch believes what it looked up, `[B, T, G]` in [0, 1]."""
         return self._gates(self._side_by_side(vecs, hidden_BTGD), hidden_BTGD, blocked_BT)
 
@@ -114,9 +112,7 @@ class Engram(nn.Module):
         past = (self.kernel - 1) * self.dilation if self.conv else 0
         return ConvState(self.query_gain.new_zeros(batch, past, self.branches, self.width))
 
-    def _gates(
-        self, vecs_BTM: Tensor, hidden_BTGD: Tensor, blocked_BT: Tensor | None
-    ) -> Tensor:
+    def _gates(self, vecs_BTM: Tensor, hidden_BTGD: Tensor, blocked_BT: Tensor | None) -> Tensor:
         # Neither norm is written out: each is one number per branch, and the gains meet in their product.
         eps = torch.finfo(hidden_BTGD.dtype).eps if self.gate_eps is None else self.gate_eps
         hidden = _at_least_float32(hidden_BTGD)

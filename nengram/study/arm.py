@@ -105,7 +105,7 @@ def memory_share(model: Transformer, config: Config, data: Prepared, pairs: int 
     shares = []
     for _ in range(pairs + 1):
         spent = {}
-        for with_memory in (True, False):
+        for with_memory in (False, True):  # ends with the model whole
             for block, memory in zip(model.blocks, memories, strict=True):
                 block.memory = memory if with_memory else None
             model.addresser = addresser if with_memory else None

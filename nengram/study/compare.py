@@ -11,7 +11,6 @@ Results land in one folder: results.json (all numbers, config, hardware, version
 """
 
 import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from nengram.errors import ConfigError, NengramError, nearest
 from nengram.files import write_atomic
 from nengram.model import resolve
 from nengram.study.arm import FACTS, load_nats, prepare_for
-from nengram.study.processes import Job, python_job, run_jobs
+from nengram.study.processes import Job, cores, python_job, run_jobs
 from nengram.study.verdict import paired
 from nengram.text import Packed, Prepared
 from nengram.train import environment, steps_of
@@ -112,7 +111,7 @@ def gather(config: Config, data: Prepared, out: Path) -> dict:
     return {
         "what": "paired comparison at equal total parameters and forward FLOPs; losses on the test split",
         "command": "nengram " + " ".join(sys.argv[1:]),
-        "environment": environment() | {"threads": "1 per arm", "arms_at_once": str(os.cpu_count())},
+        "environment": environment() | {"threads": "1 per arm", "arms_at_once": str(cores())},
         "config": as_dict(config),
         "corpus": {
             "digest": data.digest,

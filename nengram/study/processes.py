@@ -39,7 +39,7 @@ def run_jobs(jobs: Sequence[Job], console: Console, at_once: int | None = None) 
     """
     waiting = [job for job in jobs if not job.done.exists()]
     running: dict[Job, subprocess.Popen] = {}
-    at_once = at_once or os.cpu_count() or 1
+    at_once = at_once or cores()
     began, last_line = time.monotonic(), 0.0
     at_start = _steps_done(jobs)
     live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
@@ -68,6 +68,11 @@ def run_jobs(jobs: Sequence[Job], console: Console, at_once: int | None = None) 
             process.terminate()
         for process in running.values():
             process.wait()
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start(job: Job) -> subprocess.Popen:

@@ -95,11 +95,15 @@ def print_results(results: dict, console: Console) -> None:
     """Tables, and what the trained rows hold."""
     seeds = results["config"]["compare"]["seeds"]
     tokens = next(iter(results["arms"].values()))["tokens"]
-    console.print(f"\n[bold]{results['config']['name']}[/]: {tokens:,} training tokens, one pass, seeds {seeds}")
+    passes = tokens / results["corpus"]["tokens"]["train"]
+    console.print(
+        f"\n[bold]{results['config']['name']}[/]: {tokens:,} training tokens, {passes:.2f} of one pass, seeds {seeds}"
+    )
     totals = [arm["cost"]["total"] for name, arm in results["arms"].items() if name != "no_table"]
     flops = [arm["cost"]["flops"] for arm in results["arms"].values()]
     console.print(
-        f"equal by construction: parameters within {spread(totals):.2%} (the iso-expert control aside), FLOPs within {spread(flops):.2%}"
+        f"equal by construction: parameters within {spread(totals):.2%} (the iso-expert control aside), "
+        f"FLOPs within {spread(flops):.2%}"
     )
     for table in (arms_table(results), sources_table(results), readings_table(results)):
         console.print(table)

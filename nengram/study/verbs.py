@@ -87,6 +87,12 @@ def print_plan(config: Config, data: Prepared, console: Console) -> None:
             f"  learning rate not tuned for {', '.join(untuned)} (train.lr {config.train.lr}); search with --tune"
         )
     steps = steps_of(resolve(arm_config(config, "moe", 0), vocab_size), data)
+    one_pass = (len(data.splits["train"]) - 1) // (config.train.batch * config.model.context)
+    if steps > one_pass:
+        console.print(
+            f"  [bold]note[/]: {steps} steps are more than one pass ({one_pass} steps); tables overfit text they read twice: "
+            "train.tokens=0 takes one pass"
+        )
     runs = len(config.compare.arms) * len(config.compare.seeds)
     console.print(f"  {runs} runs of {steps} steps, one thread each", highlight=False)
 

@@ -299,9 +299,7 @@ def _why(client: str, package: Package, said: str) -> str:
 def _archive(folder: Path, package: Package, suffix: str) -> Path:
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     if len(names) != 1 or not names[0].endswith(suffix):
-        raise DataError(
-            f"{package.name}: expected one {suffix} and got {', '.join(names) or 'nothing'}; refused"
-        )
+        raise DataError(f"{package.name}: expected one {suffix} and got {', '.join(names) or 'nothing'}; refused")
     if (folder / names[0]).stat().st_size > TOTAL_BYTES:
         raise DataError(f"{names[0]} is larger than {TOTAL_BYTES >> 20} MiB; refused")
     return folder / names[0]
@@ -435,17 +433,13 @@ def _limit(packed_bytes: int, ceiling: int) -> int:
 
 def _refuse_bomb(size: int, limit: int, path: str, archive: Path) -> None:
     if size > limit:
-        raise DataError(
-            f'{archive.name}: "{path}" unpacks to over {limit:,} bytes; refused as an archive bomb'
-        )
+        raise DataError(f'{archive.name}: "{path}" unpacks to over {limit:,} bytes; refused as an archive bomb')
 
 
 def _add(members: dict[str, bytes], path: str, data: bytes, archive: Path) -> None:
     members[path] = _inflated(data, path, archive) if PurePosixPath(path).suffix in STREAMS else data
     if sum(map(len, members.values())) > TOTAL_BYTES:
-        raise DataError(
-            f"{archive.name}: its text is over {TOTAL_BYTES >> 20} MiB; refused as an archive bomb"
-        )
+        raise DataError(f"{archive.name}: its text is over {TOTAL_BYTES >> 20} MiB; refused as an archive bomb")
 
 
 def _complete(members: dict[str, bytes], patterns: Sequence[str], archive: Path) -> dict[str, bytes]:

@@ -131,16 +131,10 @@ def foldoc(members: Members) -> Entries:
     index = next(data for path, data in members.items() if path.endswith(".index")).decode()
     text = next(data for path, data in members.items() if not path.endswith(".index"))
     rows = (line.split("\t") for line in index.splitlines())
-    spans = {
-        (_number(start), _number(length))
-        for name, start, length in rows
-        if not name.startswith("00-database")
-    }
+    spans = {(_number(start), _number(length)) for name, start, length in rows if not name.startswith("00-database")}
     for start, length in sorted(spans):
         head, _, body = text[start : start + length].decode().partition("\n\n")
-        names = [
-            name for line in head.splitlines() for name in re.sub(r"\s+", " ", line).strip().split("%%%")
-        ]
+        names = [name for line in head.splitlines() for name in re.sub(r"\s+", " ", line).strip().split("%%%")]
         paragraphs = [shown for block in re.split(r"\n\s*\n", body) if (shown := _foldoc_paragraph(block))]
         if names and paragraphs:
             yield names[0], f"{', '.join(names)}: " + "\n".join(paragraphs)
@@ -181,12 +175,8 @@ def wikipedia(members: Members) -> Entries:
     for data in members.values():
         for _, page in ElementTree.iterparse(io.BytesIO(data)):
             if page.tag.endswith("}page"):
-                title, space, markup = (
-                    page.findtext(f".//{{*}}{tag}") or "" for tag in ("title", "ns", "text")
-                )
-                is_list_of_pages = title.endswith("(disambiguation)") or re.search(
-                    DISAMBIGUATION, markup, re.I
-                )
+                title, space, markup = (page.findtext(f".//{{*}}{tag}") or "" for tag in ("title", "ns", "text"))
+                is_list_of_pages = title.endswith("(disambiguation)") or re.search(DISAMBIGUATION, markup, re.I)
                 if space == "0" and page.find("{*}redirect") is None and not is_list_of_pages:
                     yield title, wiki_text(markup)
                 page.clear()

@@ -51,9 +51,7 @@ class Source:
     @property
     def recipe(self) -> str:
         """Digest of everything that decides the output, so that a changed recipe is fetched anew."""
-        facts = asdict(self) | {
-            "running": platform.python_version() if self.package.registry == "local" else ""
-        }
+        facts = asdict(self) | {"running": platform.python_version() if self.package.registry == "local" else ""}
         return sha256_bytes(json.dumps(facts, sort_keys=True).encode())
 
 
