@@ -24,7 +24,7 @@ from nengram.study.report import ARM_TITLES, READING_TITLES
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
-from benchmarks.results import load_all, markdown_table  # noqa: E402
+from benchmarks.report import load_all, markdown_table  # noqa: E402
 
 MARKED = re.compile(r"(<!-- begin:(?P<name>[\w-]+) -->\n).*?(<!-- end:(?P=name) -->)", re.S)
 RULES = "experiments/2026-11-22-update-rules/results.json"
@@ -125,6 +125,9 @@ def provenance(results: dict) -> str:
     if "test_nats_permuted" in engram:
         worse = engram["test_nats_permuted"] - engram["test_nats"]
         line += f"The trained table with its rows permuted: {worse:+.3f} nats. "
+    untuned = [name for name in arms if name not in config["compare"]["lr"]]
+    if untuned:
+        line += f"Learning rate NOT tuned for {', '.join(untuned)}. "
     return line + machine(results["environment"])
 
 
@@ -157,10 +160,11 @@ def rules() -> str:
 
 
 def speed() -> str:
-    """The ratios of benchmarks/results."""
+    """The ratios of benchmarks/results that have a goal; benchmarks/README.md has them all."""
     folder = ROOT / "benchmarks" / "results"
     found = load_all(folder, sorted(path.stem for path in folder.glob("*.json")))
-    return markdown_table(found) if found else "*Not measured yet: `make bench`.*"
+    with_goals = [one | {"figures": [figure for figure in one["figures"] if figure["goal"]]} for one in found]
+    return markdown_table(with_goals) if found else "*Not measured yet: `make bench`.*"
 
 
 def sizes() -> str:

@@ -102,8 +102,13 @@ def test_a_hundred_columns_hold_two_layers_in_aligned_lines(published):
     assert "128,815 ids -> 98,627 compressed ids (23.4% fewer)" in lines[1]
     table = lines[4:-1]
     assert len(table) == 2 * 13  # no line was wrapped
-    column = table[6].index("124270")
-    assert "the great" in table[6] and "9327" in table[6] and "2049" in table[6]
+    column = lines[3].index("rows in layer 1")
+    assert (
+        table[6][column:].split()[0] == "124270"
+        and "the great" in table[6]
+        and "9327" in table[6]
+        and "2049" in table[6]
+    )
     assert all(line[column - 2 : column] == "  " for line in table)
     assert all(line.count("…") >= 2 for line in table)
     assert "2 of 8 heads shown, --heads 0 for all" in lines[-1]
@@ -126,6 +131,18 @@ def test_a_strangers_text_is_neither_markup_nor_obeyed(small):
     assert "\x1b" not in text and "\x07" not in text and "\u202e" not in text and "\r" not in text
     assert "\\x1b" in text and "\\x07" in text and "[" in text and "]" in text and "/" in text
     assert "".join(position.token for position in trace("[red]the[/]", *small).positions) == "[red]the[/]"
+
+
+def test_a_token_that_is_markup_is_printed_as_it_is():
+    tokenizer = train_bpe([TEXTS[0]["desc"] * 9], 258)
+    tokenizer.add_tokens(["[bold]", "[/nothing]"])
+    compression = CompressionMap.build(tokenizer)
+    spec = AddressSpec.engram(
+        compressed_vocab_size=compression.compressed_vocab_size, rows_per_head=[53], heads=3, layer_ids=[4], pad_cid=0
+    )
+    found = trace("[bold]x[/nothing]", tokenizer, compression, spec)
+    assert [position.token for position in found.positions] == ["[bold]", "x", "[/nothing]"]
+    assert "[bold] x" in printed(found) and "x [/nothing]" in printed(found)
 
 
 def test_what_is_shown_for_each_kind_of_character():

@@ -1,0 +1,131 @@
+"""The two dials: at every rho, whole experts, equal totals and equal FLOPs; what cannot be is refused in one line."""
+
+import dataclasses
+import tomllib
+
+import pytest
+
+from nengram.config import ARMS, BudgetConfig, Config, MemoryConfig, ModelConfig, load_config, shipped, to_toml
+from nengram.errors import ConfigError
+from nengram.model import Transformer, resolve, split_budget
+
+VOCAB_SIZE = 4096
+MEMORY_ARMS = [arm for arm in ARMS if arm not in ("moe", "no_table")]
+K, X = 2, 32
+PRESETS = sorted(path.stem for path in shipped("configs").glob("*.toml") if path.stem != "sources")
+
+
+def off(found: int, wanted: int) -> float:
+    return abs(found / wanted - 1)
+
+
+@pytest.mark.parametrize(
+    ("arm", "scale"),
+    [
+        ("engram", 2),
+        ("additive", 2),
+        ("engram", 4),
+        pytest.param("additive", 4, marks=pytest.mark.slow),
+        pytest.param("engram", 6, marks=pytest.mark.slow),
+        pytest.param("additive", 6, marks=pytest.mark.slow),
+    ],
+)
+def test_every_legal_rho_has_the_totals_and_flops_of_pure_moe(arm, scale):
+    pure = split_budget(scale, 1.0, vocab_size=VOCAB_SIZE, arm="moe")
+    for experts in range(K, X):
+        split = split_budget(scale, (experts - K) / (X - K), vocab_size=VOCAB_SIZE, arm=arm)
+        assert split.model.experts == experts
+        assert split.rho == (experts - K) / (X - K)
+        assert split.target == pure.cost
+        assert off(split.cost.total, pure.cost.total) < 0.005, experts
+        assert off(split.cost.flops, pure.cost.flops) < 0.005, experts
+        assert split.cost.table > 0
+
+
+@pytest.mark.parametrize("scale", [2, 4, pytest.param(6, marks=pytest.mark.slow)])
+def test_the_control_without_a_table_has_equal_flops_and_fewer_parameters(scale):
+    for experts in range(K, X):
+        split = split_budget(scale, (experts - K) / (X - K), vocab_size=VOCAB_SIZE, arm="no_table")
+        assert split.model.experts == experts
+        assert split.memory.kind == "none"
+        assert off(split.cost.flops, split.target.flops) < 0.005
+        assert split.cost.total < split.target.total
+
+
+def test_the_row_controls_differ_from_engram_in_nothing_but_the_rows():
+    engram = split_budget(4, 0.6, vocab_size=VOCAB_SIZE, arm="engram")
+    for arm in ("one_row", "misaligned"):
+        split = split_budget(4, 0.6, vocab_size=VOCAB_SIZE, arm=arm)
+        assert split.model == engram.model
+        assert split.memory == dataclasses.replace(engram.memory, control=arm)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_the_cost_is_that_of_the_model_it_describes(arm):
+    split = split_budget(2, 0.5, vocab_size=300, arm=arm)
+    model = Transformer(split.model, split.memory)
+    model.init_weights(0)
+    tables = sum(store.tensors()["weight"].numel() for store in model.stores.values())
+    assert split.cost == model.cost()
+    assert split.cost.total_with_vocabulary == sum(p.numel() for p in model.parameters()) + tables
+
+
+def test_rho_is_rounded_to_whole_experts_and_reported():
+    split = split_budget(4, 0.61, vocab_size=VOCAB_SIZE)
+    assert split.model.experts == K + 18 and split.rho == 0.6
+
+
+@pytest.mark.parametrize("arm", MEMORY_ARMS)
+def test_a_rho_that_leaves_no_table_is_refused(arm):
+    with pytest.raises(ConfigError, match=r"^budget: rho 1 leaves no share for a table of 16 hash heads; lower rho$"):
+        split_budget(4, 0.99, vocab_size=VOCAB_SIZE, arm=arm)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ({"scale": 0}, "budget.scale must be at least 1, got 0"),
+        ({"rho": 1.5}, r"budget.rho must lie in 0..1, got 1.5"),
+        ({"rho": float("nan")}, r"budget.rho must lie in 0..1, got nan"),
+        ({"arm": "engam"}, r'budget.arm "engam" is unknown \(did you mean "engram"\?\); arms: moe, '),
+        ({"scale": 1}, r"memory.blocks \[1\] must be blocks of 0..0"),
+        ({"memory": MemoryConfig(heads=64)}, r"FLOPs a token more than the shared expert can give up; use fewer"),
+    ],
+)
+def test_dials_out_of_range_are_refused_in_one_line(arguments, line):
+    arguments = {"scale": 4, "rho": 0.6, "arm": "engram"} | arguments
+    with pytest.raises(ConfigError, match=line) as refused:
+        split_budget(arguments.pop("scale"), arguments.pop("rho"), vocab_size=VOCAB_SIZE, **arguments)
+    assert "\n" not in str(refused.value)
+
+
+def test_knobs_that_are_no_sizes_are_kept():
+    model = ModelConfig(context=48, rope_theta=500.0, balance_rate=0.5)
+    memory = MemoryConfig(blocks=(0, 2), max_order=4, heads=2, kernel=0, compress=False, table_std=0.5, seed=9)
+    split = split_budget(4, 0.6, vocab_size=VOCAB_SIZE, model=model, memory=memory)
+    assert (split.model.context, split.model.rope_theta, split.model.balance_rate) == (48, 500.0, 0.5)
+    kept = dataclasses.replace(split.memory, kind="none", row_width=4, rows_per_head=memory.rows_per_head)
+    assert kept == memory and len(split.memory.rows_per_head) == 3
+    assert off(split.cost.total, split.target.total) < 0.005 and off(split.cost.flops, split.target.flops) < 0.005
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_resolving_twice_changes_nothing_nor_does_a_trip_through_toml(arm, tmp_path):
+    config = Config(budget=BudgetConfig(scale=2, rho=0.4, arm=arm))
+    once = resolve(config, VOCAB_SIZE)
+    assert once.budget.scale == 0 and once.model.vocab_size == VOCAB_SIZE
+    assert resolve(once, VOCAB_SIZE) == once
+    (tmp_path / "config.toml").write_text(to_toml(once))
+    assert resolve(load_config(tmp_path), VOCAB_SIZE) == once
+    assert tomllib.loads(to_toml(once))["budget"]["rho"] == pytest.approx(1.0 if arm == "moe" else 0.4)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_preset_loads_and_resolves(preset, arm):
+    config = load_config(preset)
+    resolved = resolve(config.replace(budget__arm=arm), config.data.vocab_size)
+    assert resolved.model.vocab_size == config.data.vocab_size
+    assert resolved.budget.scale == 0
+    if config.budget.scale and arm != "moe":
+        assert abs(resolved.budget.rho - config.budget.rho) <= 0.5 / (X - K)
