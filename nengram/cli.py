@@ -115,8 +115,13 @@ def generate(
     loaded = load_run(run)
     print(prompt, end="", flush=True)
     for piece in stream_text(loaded, prompt, max_tokens=tokens, temperature=temperature, top_k=top_k, seed=seed):
-        print(piece, end="", flush=True)
+        print(harmless(piece), end="", flush=True)
     print()
+
+
+def harmless(text: str) -> str:
+    """Text without control characters but line ends and tabs: what a model writes shall not steer the terminal."""
+    return "".join(char for char in text if char.isprintable() or char in "\n\t")
 
 
 def trace(

@@ -22,9 +22,7 @@ SUMS = BUNDLED / "SHA256SUMS"
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--write", action="store_true", help="replace the committed files instead of comparing"
-    )
+    parser.add_argument("--write", action="store_true", help="replace the committed files instead of comparing")
     write = parser.parse_args().write
     with tempfile.TemporaryDirectory() as temporary:
         try:

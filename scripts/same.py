@@ -42,7 +42,7 @@ def differing(mine: str, committed: str, tolerance: float) -> str | None:
 
 
 def main() -> None:
-    """Exit 1 at the first difference. Bitwise on the machine that wrote the text; elsewhere float32 sums may differ in the last digits."""
+    """Exit 1 at the first difference. Bitwise where the text was written; elsewhere float32 sums may differ in the last digits."""
     mine = losses_text()
     if "--write" in sys.argv:
         COMMITTED.write_text(mine)

@@ -57,7 +57,8 @@ def load_run(folder: str | Path) -> LoadedRun:
         raise CheckpointError(f"{folder}: no run here (config.toml is missing)")
     if not is_saved(final):
         raise CheckpointError(f"{folder}: this run is not finished (no final/ in it); finish it with train --resume")
-    config, facts = load_config(folder), open_folder(final)
+    facts = open_folder(final)
+    config = load_config(final / "config.toml")
     try:
         tokenizer = load_tokenizer(final / "tokenizer.json")
         compression = CompressionMap.load(final / "compression.safetensors")

@@ -1,6 +1,6 @@
 """Two dials make a model: `scale` says how big, `rho` says what share of the sparse budget goes to experts.
 
-At a given scale every arm has the same total parameters and the same forward FLOPs (spec section 3: P_tot and P_act fixed, only the
+At a given scale every arm has the same total parameters and the same forward FLOPs (paper, section 3: P_tot and P_act fixed, only the
 number of experts and of rows varies). Pure MoE (rho = 1) sets both totals. For another arm:
 
     experts   K + rho x (X - K), rounded; the rho really reached is reported
@@ -21,6 +21,8 @@ from nengram.errors import ConfigError, nearest
 from nengram.model.cost import Cost
 from nengram.model.transformer import Transformer, address_spec
 
+SIZES = ("width", "blocks", "heads", "kv_heads", "experts", "experts_per_token", "expert_width", "shared_width")
+TABLE_SIZES = ("kind", "control", "row_width", "rows_per_head")
 CONTROL_OF_ARM = {"one_row": "one_row", "misaligned": "misaligned"}
 
 
@@ -84,6 +86,7 @@ def resolve(config: Config, vocab_size: int) -> Config:
     if not config.budget.scale:
         return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=vocab_size))
     budget = config.budget
+    _refuse_sizes(config)
     split = split_budget(
         budget.scale,
         budget.rho,
@@ -94,6 +97,18 @@ def resolve(config: Config, vocab_size: int) -> Config:
     )
     written_out = BudgetConfig(scale=0, rho=split.rho, arm=budget.arm)
     return dataclasses.replace(config, budget=written_out, model=split.model, memory=split.memory)
+
+
+def _refuse_sizes(config: Config) -> None:
+    """A size written beside a budget would be overruled in silence. Raises ConfigError naming it."""
+    derived = {"model": (config.model, ModelConfig(), SIZES), "memory": (config.memory, MemoryConfig(), TABLE_SIZES)}
+    for section, (written, default, names) in derived.items():
+        for name in names:
+            if getattr(written, name) != getattr(default, name):
+                raise ConfigError(
+                    f"{section}.{name} is set beside budget.scale {config.budget.scale}, which derives it; "
+                    f"leave it out, or set budget.scale=0 and write all sizes"
+                )
 
 
 def _pure_moe(scale: int, vocab_size: int, knobs: ModelConfig) -> ModelConfig:

@@ -2,7 +2,7 @@
 
 Conventions. A multiply-add is 2 FLOPs; figures are for one token of the forward pass (training is three times that). A token at
 position t of a context T attends to t + 1 keys, so scores count (T + 1) / 2 keys on average. ALL router rows are counted, also in
-`active`: the router reads every one of them (counting only the chosen rows hides 0.6-2 % between arms). The spec's section 3 names
+`active`: the router reads every one of them (counting only the chosen rows hides 0.6-2 % between arms). Section 3 of the paper names
 the parts: total and active leave out the vocabulary matrices, sparse = total - active is the budget that rho divides.
 """
 
@@ -25,12 +25,12 @@ class Cost:
 
     @property
     def sparse(self) -> int:
-        """P_sparse = P_tot - P_act (spec 3): idle experts and tables."""
+        """P_sparse = P_tot - P_act (paper, section 3): idle experts and tables."""
         return self.experts_idle + self.table
 
     @property
     def total(self) -> int:
-        """P_tot (spec 3): all trainable parameters without vocabulary matrices."""
+        """P_tot (paper, section 3): all trainable parameters without vocabulary matrices."""
         return self.active + self.sparse
 
     @property

@@ -37,7 +37,7 @@ class Block(nn.Module):
         self.moe = MoE(config.width, config.experts, config.experts_per_token, config.expert_width, config.shared_width)
 
     def forward(self, hidden_BTD: Tensor, step: MemoryStep | None, cache: "BlockCache | None" = None) -> Tensor:
-        """Memory comes first (spec 1.8): it reads the block's input, before attention. `step` holds its vectors."""
+        """Memory comes first (paper, section 2.3): it reads the block's input, before attention. `step` holds its vectors."""
         if self.memory is not None:
             state = None if cache is None else cache.memory
             delta_BTGD = self.memory(step.vectors(self.layer_id), hidden_BTD.unsqueeze(2), state=state)

@@ -166,16 +166,27 @@ def nats_by_source(nats_N: np.ndarray, packed: Packed) -> dict[str, dict[str, fl
 
 
 def reference_of(config: Config) -> dict | None:
-    """The committed results that a preset names, or None. Raises NengramError when the file is damaged."""
+    """The committed results that a preset names, or None: no file, or a run of other text, sizes or training.
+
+    Raises: NengramError when the file is damaged.
+    """
     if not config.compare.reference:
         return None
     path = shipped("configs") / config.compare.reference
     try:
-        return json.loads(path.read_text())
+        results = json.loads(path.read_text())
+        theirs = results["config"]
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, KeyError) as error:
         raise NengramError(f"{path}: damaged ({error})") from None
+    mine = as_dict(config)
+    where_it_lies = {"data": {"cache": ""}, "train": {"checkpoint_every": 0, "log_every": 0}}
+    same = all(
+        mine[part] | where_it_lies.get(part, {}) == theirs[part] | where_it_lies.get(part, {})
+        for part in ("data", "budget", "model", "memory", "train")
+    )
+    return results if same and mine["compare"]["lr"] == theirs["compare"]["lr"] else None
 
 
 def _open_out(config: Config, out: Path, resume: bool) -> None:

@@ -184,6 +184,8 @@ def run_trace(
             data = prepare_for(parsed)
             loaded_tokenizer, compression = data.tokenizer, data.compression
         resolved = resolve(parsed, loaded_tokenizer.get_vocab_size())
+        if not resolved.memory.compress:
+            compression = CompressionMap.identity(len(compression.cids_V), compression.tokenizer_digest)
         spec = address_spec(
             resolved.memory, compression.compressed_vocab_size, int(compression.cids_V[resolved.memory.pad_id])
         )

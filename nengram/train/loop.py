@@ -212,6 +212,7 @@ def _keep_metrics(path: Path, step: int) -> None:
 
 def _finish(folder: Path, model: Transformer, data: Prepared, facts: dict) -> None:
     def add_text(beside: Path) -> None:
+        shutil.copy(folder / "config.toml", beside)
         write_atomic(beside / "tokenizer.json", data.tokenizer.to_str())
         data.compression.save(beside / "compression.safetensors")
 

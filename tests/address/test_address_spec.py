@@ -183,9 +183,7 @@ def test_malformed_json_is_refused_by_name(text, message):
 
 def test_the_largest_multiplier_is_accepted():
     largest = str((2**63 - 1) // 999)
-    assert AddressSpec.from_json(edited(*LAYER, "multipliers", 0, value=largest)).multipliers(1)[0] == int(
-        largest
-    )
+    assert AddressSpec.from_json(edited(*LAYER, "multipliers", 0, value=largest)).multipliers(1)[0] == int(largest)
 
 
 @pytest.mark.parametrize(

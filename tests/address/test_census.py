@@ -12,9 +12,7 @@ from nengram.address import AddressSpec, count_of, ngram_counts, ngrams_of, refe
 from nengram.errors import AddressError
 
 PAD = 3
-SPEC = AddressSpec.engram(
-    compressed_vocab_size=20, rows_per_head=[31, 53, 60], heads=3, layer_ids=[4, 0], pad_cid=PAD
-)
+SPEC = AddressSpec.engram(compressed_vocab_size=20, rows_per_head=[31, 53, 60], heads=3, layer_ids=[4, 0], pad_cid=PAD)
 
 
 def windows(texts, order, pad_cid=PAD):

@@ -79,9 +79,7 @@ def test_reference_gives_the_published_rows(name, case):
     spec = spec_of(name)
     rows = {
         layer.layer_id: [
-            reference.table_rows(
-                cids, multipliers=layer.multipliers, moduli=layer.moduli, pad_cid=spec.pad_cid
-            )
+            reference.table_rows(cids, multipliers=layer.multipliers, moduli=layer.moduli, pad_cid=spec.pad_cid)
             for cids in case["compressed_ids"]
         ]
         for layer in spec.layers
@@ -107,9 +105,7 @@ def test_chunks_and_single_tokens_give_the_published_rows(name, case, chunk, bac
     address = Addresser(spec_of(name), backend=backend)
     state = address.new_state(len(cids_BT))
     parts = [address(cids_BT[:, at : at + chunk], state=state) for at in range(0, cids_BT.shape[1], chunk)]
-    assert_golden(
-        {id_: np.concatenate([part[id_] for part in parts], axis=1) for id_ in parts[0]}, name, case
-    )
+    assert_golden({id_: np.concatenate([part[id_] for part in parts], axis=1) for id_ in parts[0]}, name, case)
 
 
 @pytest.mark.parametrize("backend", ["numba", "torch"])

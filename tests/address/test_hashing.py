@@ -10,9 +10,7 @@ from nengram.address import Addresser, AddressSpec, LayerSpec, reference
 from nengram.errors import AddressError
 
 BACKENDS = ("numba", "torch")
-SPEC = AddressSpec.engram(
-    compressed_vocab_size=50, rows_per_head=[37, 41], heads=2, layer_ids=[3, 1], pad_cid=7
-)
+SPEC = AddressSpec.engram(compressed_vocab_size=50, rows_per_head=[37, 41], heads=2, layer_ids=[3, 1], pad_cid=7)
 
 
 @st.composite
@@ -36,16 +34,12 @@ def handmade_specs(draw):
     largest = (2**63 - 1) // max(1, vocab - 1)
     layers = []
     for layer_id in range(draw(st.integers(1, 2))):
-        multipliers = draw(
-            st.tuples(*[st.integers(1, largest) | st.integers(largest - 5, largest)] * max_order)
-        )
+        multipliers = draw(st.tuples(*[st.integers(1, largest) | st.integers(largest - 5, largest)] * max_order))
         modulus = st.integers(1, 50) | st.integers(1, 2**44)
         moduli = draw(st.tuples(*[st.tuples(*[modulus] * heads)] * (max_order - 1)))
         padding_rows = draw(st.integers(0, 100))
         layers.append(LayerSpec(layer_id, None, multipliers, moduli, sum(map(sum, moduli)) + padding_rows))
-    return AddressSpec(
-        1, "engram", vocab, max_order, heads, draw(st.integers(0, vocab - 1)), "sequence", tuple(layers)
-    )
+    return AddressSpec(1, "engram", vocab, max_order, heads, draw(st.integers(0, vocab - 1)), "sequence", tuple(layers))
 
 
 @st.composite
@@ -143,9 +137,7 @@ def test_restore_and_reorder_continue_the_right_sequences(backend, text, data):
     state.restore(snapshot)
     state.reorder(order)
     at = np.array(order, dtype=int)
-    moved = address(
-        cids_BT[at][right], start_BT=start_BT[at][right], blocked_BT=blocked_BT[at][right], state=state
-    )
+    moved = address(cids_BT[at][right], start_BT=start_BT[at][right], blocked_BT=blocked_BT[at][right], state=state)
     assert_equal_rows(moved, {layer_id: rows_BTS[at] for layer_id, rows_BTS in first.items()})
 
 
@@ -183,16 +175,12 @@ def test_empty_batches_and_chunks_work(backend, shape):
     state = address.new_state(shape[0])
     before = state.snapshot()
     rows = address(np.zeros(shape, dtype=np.int64), state=state)
-    assert {layer_id: rows_BTS.shape for layer_id, rows_BTS in rows.items()} == dict.fromkeys(
-        (3, 1), (*shape, 4)
-    )
+    assert {layer_id: rows_BTS.shape for layer_id, rows_BTS in rows.items()} == dict.fromkeys((3, 1), (*shape, 4))
     np.testing.assert_array_equal(state.snapshot(), before)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(
-    "dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", ">i4"]
-)
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", ">i4"])
 def test_any_integer_type_gives_the_same_rows(backend, dtype):
     address = Addresser(SPEC, backend=backend)
     cids_BT = np.random.default_rng(1).integers(0, 50, (2, 6))
@@ -243,9 +231,7 @@ def test_a_wrong_argument_is_one_clear_line(arguments, message):
 
 
 def test_a_state_of_another_spec_is_refused():
-    other = AddressSpec.engram(
-        compressed_vocab_size=50, rows_per_head=[37, 41], heads=2, layer_ids=[1, 3], pad_cid=7
-    )
+    other = AddressSpec.engram(compressed_vocab_size=50, rows_per_head=[37, 41], heads=2, layer_ids=[1, 3], pad_cid=7)
     with pytest.raises(AddressError, match=f"{other.word_code}, this is {SPEC.word_code}"):
         Addresser(SPEC)(IDS, state=Addresser(other).new_state(2))
 
@@ -289,6 +275,4 @@ def test_ids_on_an_accelerator_give_the_same_rows_there(text):
     state = address.new_state(len(cids_BT))
     rows = address(cids_BT, start_BT=start_BT, blocked_BT=blocked_BT, state=state)
     assert all(rows_BTS.is_cuda for rows_BTS in rows.values())
-    assert_equal_rows(
-        {layer_id: rows_BTS.cpu() for layer_id, rows_BTS in rows.items()}, by_reference(spec, *arrays)
-    )
+    assert_equal_rows({layer_id: rows_BTS.cpu() for layer_id, rows_BTS in rows.items()}, by_reference(spec, *arrays))

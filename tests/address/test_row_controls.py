@@ -7,9 +7,7 @@ import torch
 from nengram.address import CONTROLS, Addresser, AddressSpec, LayerSpec, misaligned, one_row, permuted
 from nengram.errors import AddressError
 
-SPEC = AddressSpec.engram(
-    compressed_vocab_size=50, rows_per_head=[37, 41], heads=2, layer_ids=[3, 1], pad_cid=7
-)
+SPEC = AddressSpec.engram(compressed_vocab_size=50, rows_per_head=[37, 41], heads=2, layer_ids=[3, 1], pad_cid=7)
 ROWS_BTS = Addresser(SPEC)(np.random.default_rng(0).integers(0, 50, (4, 30)))[1]
 KINDS = pytest.mark.parametrize("kind", [np.array, torch.tensor], ids=["numpy", "torch"])
 CALLS = {

@@ -119,12 +119,18 @@ def test_another_compression_map_is_refused_with_both_digests(copy, data):
         load_run(copy)
 
 
-def test_a_damaged_config_is_refused_and_one_of_another_size_names_the_tensor(copy):
-    text = (copy / "config.toml").read_text()
-    (copy / "config.toml").write_text(text.replace("experts = ", "experts = 1"))
+def test_an_edited_config_is_refused_and_one_of_another_size_names_the_tensor(copy):
+    path = copy / "final" / "config.toml"
+    text = path.read_text()
+    path.write_text(text.replace("norm_eps = ", "norm_eps = 1"))
+    with pytest.raises(CheckpointError, match="config.toml: damaged"):
+        load_run(copy)
+    path.write_text(text.replace("experts = ", "experts = 1"))
+    resealed(copy)
     with pytest.raises(CheckpointError, match=r"model.safetensors: blocks\S+ is \(.*the config asks for"):
         load_run(copy)
-    (copy / "config.toml").write_text(text[: len(text) // 2] + "\n[")
+    path.write_text(text[: len(text) // 2] + "\n[")
+    resealed(copy)
     with pytest.raises(ConfigError, match=r"config.toml: cannot be read as TOML"):
         load_run(copy)
 

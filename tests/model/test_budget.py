@@ -129,3 +129,11 @@ def test_every_preset_loads_and_resolves(preset, arm):
     assert resolved.budget.scale == 0
     if config.budget.scale and arm != "moe":
         assert abs(resolved.budget.rho - config.budget.rho) <= 0.5 / (X - K)
+
+
+def test_a_size_written_beside_a_budget_is_refused_by_name():
+    config = load_config("demo", ("model.experts=64",))
+    with pytest.raises(ConfigError, match="model.experts is set beside budget.scale 4"):
+        resolve(config, 4096)
+    with pytest.raises(ConfigError, match="memory.row_width is set"):
+        resolve(load_config("demo", ("memory.row_width=8",)), 4096)

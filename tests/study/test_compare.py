@@ -2,14 +2,16 @@
 
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from nengram.errors import ConfigError
+from nengram.config import as_dict
+from nengram.errors import ConfigError, NengramError
 from nengram.study.arm import run_arm
-from nengram.study.compare import check, compare, gather, nats_by_source
+from nengram.study.compare import check, compare, gather, nats_by_source, reference_of
 from nengram.study.report import draw, print_results, print_verdict
 from nengram.study.tokens import print_gains, token_gains
 from nengram.study.tune import tune
@@ -61,6 +63,24 @@ def test_losses_split_by_source_add_up_to_the_whole():
     assert found["b"]["bits_per_byte"] == pytest.approx(9 / np.log(2) / 5)
     total = sum(found[name]["bits_per_byte"] * size for name, size in (("a", 9), ("b", 5)))
     assert total / 14 == pytest.approx(found["all"]["bits_per_byte"])
+
+
+def test_a_committed_verdict_is_not_quoted_beside_another_run(config, tmp_path, monkeypatch):
+    config = config.replace(compare__reference="it.json", compare__lr={"moe": 0.004})
+    monkeypatch.setattr(sys.modules[compare.__module__], "shipped", lambda _folder: tmp_path)
+    assert reference_of(config) is None
+    (tmp_path / "it.json").write_text(json.dumps({"config": as_dict(config)}))
+    assert reference_of(config.replace(data__cache="elsewhere", compare__seeds=[0])) is not None
+    for change in (
+        {"data__corpus": "mine.txt"},
+        {"train__tokens": 99},
+        {"budget__rho": 0.5},
+        {"compare__lr": {"moe": 1.0}},
+    ):
+        assert reference_of(config.replace(**change)) is None
+    (tmp_path / "it.json").write_text("{")
+    with pytest.raises(NengramError, match="it.json: damaged"):
+        reference_of(config)
 
 
 @pytest.mark.slow

@@ -33,9 +33,7 @@ WORDNET, FACTBOOK = "usr/share/wordnet/data.noun", "pkg/data/europe/ee.json"
 # Archives made by hand
 
 
-def wheel(
-    members: dict[str, bytes], modes: dict[str, int] | None = None, packing=zipfile.ZIP_DEFLATED
-) -> bytes:
+def wheel(members: dict[str, bytes], modes: dict[str, int] | None = None, packing=zipfile.ZIP_DEFLATED) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", packing) as archive:
         for path, data in members.items():
@@ -68,9 +66,7 @@ def ar(members: dict[str, bytes]) -> bytes:
     return b"".join(parts)
 
 
-def deb(
-    members: dict[str, bytes], links: dict[str, str] | None = None, pack=lzma.compress, suffix=".xz"
-) -> bytes:
+def deb(members: dict[str, bytes], links: dict[str, str] | None = None, pack=lzma.compress, suffix=".xz") -> bytes:
     data = pack(tar(members, links))
     return ar({"debian-binary": b"2.0\n", "control.tar.xz": b"odd", f"data.tar{suffix}": data})
 
@@ -119,16 +115,12 @@ def test_a_path_that_leads_outside_is_refused_by_name(tmp_path, path):
         (wheel_members, saved(tmp_path, "a.whl", wheel({"good": b"x", path: b"y"}))),
         (deb_members, saved(tmp_path, "a.deb", deb({"good": b"x", path: b"y"}))),
     ]:
-        with pytest.raises(
-            DataError, match=re.escape(f'{archive.name} holds "{path}", a path that leads outside')
-        ):
+        with pytest.raises(DataError, match=re.escape(f'{archive.name} holds "{path}", a path that leads outside')):
             read(archive, ["good"])
 
 
 def test_links_among_the_wanted_are_refused_and_others_ignored(tmp_path):
-    zipped = saved(
-        tmp_path, "a.whl", wheel({"good": b"x", "link": b"/etc/passwd"}, {"link": stat.S_IFLNK | 0o777})
-    )
+    zipped = saved(tmp_path, "a.whl", wheel({"good": b"x", "link": b"/etc/passwd"}, {"link": stat.S_IFLNK | 0o777}))
     packed = saved(tmp_path, "a.deb", deb({"good": b"x"}, links={"link": "/etc/passwd"}))
     for read, archive in [(wheel_members, zipped), (deb_members, packed)]:
         assert read(archive, ["good"]) == {"good": b"x"}
@@ -554,9 +546,7 @@ def test_the_bundled_text_is_clean():
 
 
 @pytest.mark.network
-@pytest.mark.skipif(
-    os.environ.get("NENGRAM_NETWORK") != "1", reason="downloads 40 MB; NENGRAM_NETWORK=1 runs it"
-)
+@pytest.mark.skipif(os.environ.get("NENGRAM_NETWORK") != "1", reason="downloads 40 MB; NENGRAM_NETWORK=1 runs it")
 def test_the_real_mix_can_be_built(tmp_path):
     report = fetch("facts", tmp_path)
     assert not report.refused

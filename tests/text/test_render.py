@@ -38,9 +38,7 @@ def test_markup_becomes_plain_text(markup, text):
 
 
 def test_a_factbook_field_is_one_entry_under_its_country():
-    entries = factbook(
-        {"Area": {"total ": {"text": "12 sq km"}, "land": {"text": "10 sq km"}, "note": "<b>small</b>"}}
-    )
+    entries = factbook({"Area": {"total ": {"text": "12 sq km"}, "land": {"text": "10 sq km"}, "note": "<b>small</b>"}})
     assert entries == {"Xyland: Area": "Xyland. Area: total: 12 sq km\nland: 10 sq km\nnote: small"}
 
 
@@ -54,9 +52,7 @@ def test_a_factbook_label_is_not_said_twice():
 def test_factbook_prose_drops_short_values_and_named_fields():
     fields = {"Terrain": {"a": {"text": "x" * 8}, "b": {"text": "x" * 7}}, "Flag": {"text": "x" * 11}}
     assert len("a: " + "x" * 8) == 11
-    assert factbook(fields, longer_than=10, without=["Flag"]) == {
-        "Xyland: Terrain": "Xyland. Terrain: a: xxxxxxxx"
-    }
+    assert factbook(fields, longer_than=10, without=["Flag"]) == {"Xyland: Terrain": "Xyland. Terrain: a: xxxxxxxx"}
 
 
 def test_a_factbook_country_without_a_name_has_one():
@@ -80,9 +76,7 @@ def test_wordnet_instances_are_the_named_entities():
     city = f"{ZEROS} 15 n 01 city 0 001 @ {ZEROS} n 0000 | a large town\n"
     members = {"data.noun": (licence + paris + city).encode()}
     assert [key for key, _ in RENDERERS["wordnet"](members)] == ["Paris", "city"]
-    assert list(RENDERERS["wordnet"](members, instances_only=True)) == [
-        ("Paris", "Paris: the capital of France.")
-    ]
+    assert list(RENDERERS["wordnet"](members, instances_only=True)) == [("Paris", "Paris: the capital of France.")]
 
 
 def test_foldoc_entries_are_cut_by_the_index_and_unmarked():
