@@ -5,9 +5,6 @@ of clipping and AdamW, the coalesced update of the table. The parts are then tim
 need not be the difference, for a part alone finds warmer caches.
 """
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,16 +13,14 @@ import torch
 from benchmarks.gates import check_engram, check_rows, check_update
 from benchmarks.report import figure, result
 from nengram.config import Config, load_config
-from nengram.memory import MemoryStep
 from nengram.model import Transformer, resolve
-from nengram.study.arm import memory_share, prepare_for
+from nengram.study.arm import prepare_for
 from nengram.study.compare import arm_config
-from nengram.text import Batches, Prepared
+from nengram.study.share import clocked, first_batch, time_parts
+from nengram.text import Prepared
 from nengram.train import build_model
 from nengram.train.loop import train_step
-from nengram.train.optim import RowOptimizer, backbone_optimizer, row_optimizer
-
-PARTS = ("hash", "gather", "forward", "backward", "coalesce + update")
+from nengram.train.optim import backbone_optimizer, row_optimizer
 
 
 @dataclass(frozen=True)
@@ -86,72 +81,18 @@ def verify(model: Transformer, config: Config, data: Prepared, tokens: int) -> N
 
 
 def paired_shares(model: Transformer, config: Config, data: Prepared, pairs: int) -> np.ndarray:
-    """1 - (step without memory) / (step with it), once per pair of steps."""
+    """1 - (step without memory) / (step with it), once per pair of steps; the first pair warms up and is left out."""
     memories, addresser = [block.memory for block in model.blocks], model.addresser
-    shares = []
-    for _ in range(pairs):
-        shares.append(memory_share(model, config, data, pairs=1))
-        for block, memory in zip(model.blocks, memories, strict=True):  # it leaves the model without them
-            block.memory = memory
-        model.addresser = addresser
-    return np.array(shares)
-
-
-def time_parts(model: Transformer, config: Config, data: Prepared, repeats: int) -> dict[str, np.ndarray]:
-    """CPU seconds of each part, summed over the memory layers, and of a whole step, `[repeats]` each; by turns."""
-    batch = first_batch(config, data)
-    ids_BT, start_BT = torch.from_numpy(batch.ids_BT), torch.from_numpy(batch.start_BT)
-    hidden_BTGD = torch.randn(*ids_BT.shape, 1, config.model.width)
     adamw, rows = backbone_optimizer(model, config.train), row_optimizer(config.train)
-    model.train()
-    rounds = []
-    for _ in range(repeats + 2):
-        spent_s = dict.fromkeys((*PARTS, "step"), 0.0)
-        with clocked(spent_s, "step"):
-            train_step(model, batch, adamw, rows, config)
-        one_round(model, ids_BT, start_BT, hidden_BTGD, rows, lambda part, spent_s=spent_s: clocked(spent_s, part))
-        rounds.append(spent_s)
-    return {part: np.array([spent_s[part] for spent_s in rounds[2:]]) for part in rounds[0]}
-
-
-def one_round(
-    model: Transformer,
-    ids_BT: torch.Tensor,
-    start_BT: torch.Tensor,
-    hidden_BTGD: torch.Tensor,
-    rows: RowOptimizer,
-    clock: Callable,
-) -> None:
-    """What a training step does for its memory layers, in the same order, without the rest of the model."""
-    with clock("hash"):
-        found = model.addresser(model.cids_V[ids_BT], start_BT=start_BT)
-    with clock("gather"):
-        step = MemoryStep(found, model.stores, blocked_BT=None)
-    updates = []
-    for block in model.memory_blocks():
-        hidden_BTGD = hidden_BTGD.detach().requires_grad_()
-        with clock("forward"):
-            updates.append(block.memory(step.vectors(block.layer_id), hidden_BTGD))
-    for update_BTGD in updates:
-        with clock("backward"):
-            update_BTGD.backward(torch.ones_like(update_BTGD))
-    with clock("coalesce + update"):
-        rows.take(step)
-        rows.step()
-    model.zero_grad(set_to_none=True)
-
-
-@contextmanager
-def clocked(spent_s: dict[str, float], part: str) -> Iterator[None]:
-    """Add the CPU time of the body to `spent_s[part]`."""
-    began = time.process_time()
-    yield
-    spent_s[part] += time.process_time() - began
-
-
-def first_batch(config: Config, data: Prepared):
-    """The first training batch of the run."""
-    batches = Batches(
-        data.splits["train"], batch=config.train.batch, context=config.model.context, seed=config.train.seed
-    )
-    return next(iter(batches))[0]
+    batch = first_batch(config, data)
+    shares = []
+    for _ in range(pairs + 1):
+        spent_s = {False: 0.0, True: 0.0}
+        for with_memory in (False, True):  # ends with the model whole
+            for block, memory in zip(model.blocks, memories, strict=True):
+                block.memory = memory if with_memory else None
+            model.addresser = addresser if with_memory else None
+            with clocked(spent_s, with_memory):
+                train_step(model, batch, adamw, rows, config)
+        shares.append(1 - spent_s[False] / spent_s[True])
+    return np.array(shares[1:])

@@ -12,6 +12,7 @@ from benchmarks.measure import interleave
 from nengram.memory import Engram
 from nengram.model.moe import MoE
 from nengram.store import RowwiseAdagrad
+from nengram.study.share import PARTS
 
 HASHING = hashing.Sizes(compressed_vocab_size=50, rows_per_head=37, row_width=4, batch=2, context=9, batches=2, pairs=2)
 MOE = moe.Sizes(widths=(16,), tokens=16, experts=4, checked_tokens=8, pairs=2)
@@ -30,7 +31,7 @@ def test_memory_path_leaves_a_complete_result(data, config, tmp_path, monkeypatc
     check_saved(found, tmp_path)
     whole, *parts = (one["what"] for one in found["figures"])
     assert whole == "whole memory path / step"
-    assert parts == [f"{part} / step" for part in memory_path.PARTS]
+    assert parts == [f"{part} / step" for part in PARTS]
 
 
 @pytest.mark.slow

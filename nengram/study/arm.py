@@ -8,7 +8,6 @@ timings), and lets a crash or Ctrl-C cost one arm. Calling it again continues fr
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +17,12 @@ from safetensors.numpy import load_file, save
 from nengram.config import Config, load_config
 from nengram.errors import DataError, NengramError
 from nengram.files import write_atomic
-from nengram.model import Transformer, resolve
+from nengram.model import resolve
 from nengram.model.folder import load_model, open_folder
 from nengram.study.processes import last_record, stop_on_terminate
-from nengram.text import Batches, Prepared, prepare
+from nengram.study.share import memory_share
+from nengram.text import Prepared, prepare
 from nengram.train import build_model, token_nats, train
-from nengram.train.loop import train_step
-from nengram.train.optim import backbone_optimizer, row_optimizer
 
 FACTS, NATS = "arm.json", "test_nats.safetensors"
 
@@ -90,30 +88,6 @@ def run_arm(config: Config, folder: Path, *, test: bool = True) -> dict:
     facts["memory_share"] = memory_share(model, resolved, data) if model.spec else 0.0
     write_atomic(folder / FACTS, json.dumps(facts, indent=1))
     return facts
-
-
-def memory_share(model: Transformer, config: Config, data: Prepared, pairs: int = 10) -> float:
-    """Share of a training step's CPU time that the memory path takes: 1 - (step without memory) / (step with it), median of pairs.
-
-    The same model steps with its memory layers and with them taken out, alternately. It goes on learning meanwhile: call this last.
-    """
-    memories, addresser = [block.memory for block in model.blocks], model.addresser
-    adamw, rows = backbone_optimizer(model, config.train), row_optimizer(config.train)
-    train_split = data.splits["train"]
-    batch, _ = next(iter(Batches(train_split, batch=config.train.batch, context=config.model.context, seed=0)))
-    model.train()
-    shares = []
-    for _ in range(pairs + 1):
-        spent = {}
-        for with_memory in (False, True):  # ends with the model whole
-            for block, memory in zip(model.blocks, memories, strict=True):
-                block.memory = memory if with_memory else None
-            model.addresser = addresser if with_memory else None
-            began = time.process_time()
-            train_step(model, batch, adamw, rows, config)
-            spent[with_memory] = time.process_time() - began
-        shares.append(1 - spent[False] / spent[True])
-    return float(np.median(shares[1:]))
 
 
 def load_nats(folder: Path) -> np.ndarray:

@@ -95,7 +95,7 @@ def print_gains(helped: list[TokenGain], hurt: list[TokenGain], console: Console
         for gain in gains:
             before, token, after = (escape(one_line(text)) for text in (gain.before[-48:], gain.token, gain.after[:20]))
             console.print(
-                f"{gain.gain:+6.2f} {gain.count_in_training:6,}x  {before}[reverse]{token}[/]{after}", highlight=False
+                f"{gain.gain:+6.2f} {gain.count_in_training:6,}x  {before}[bold]⟦{token}⟧[/]{after}", highlight=False
             )
 
 
