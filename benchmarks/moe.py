@@ -14,6 +14,7 @@ from torch import nn
 from benchmarks.gates import check_moe
 from benchmarks.measure import interleave
 from benchmarks.report import figure, result
+from nengram.model.init import Draws
 from nengram.model.moe import MoE, SwiGLU
 
 
@@ -43,7 +44,7 @@ def run(sizes: Sizes = FULL) -> dict:
             SwiGLU(width, (sizes.per_token + 1) * inner),
         )
         for layer in (moe, dense):
-            layer.init_weights(generator, out_share=1.0)
+            layer.init_weights(Draws(0), out_share=1.0)
         hidden_BTD = torch.randn(1, sizes.tokens, width, generator=generator)
         check_moe(moe, hidden_BTD[:, : sizes.checked_tokens])
         grad_BTD = torch.randn(hidden_BTD.shape, generator=generator)

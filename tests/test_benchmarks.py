@@ -10,6 +10,7 @@ from benchmarks import __main__ as command
 from benchmarks import gates, hashing, memory_path, moe, report, row_update, startup
 from benchmarks.measure import interleave
 from nengram.memory import Engram
+from nengram.model.init import Draws
 from nengram.model.moe import MoE
 from nengram.store import RowwiseAdagrad
 from nengram.study.share import PARTS
@@ -116,7 +117,7 @@ def test_wrong_engram_turns_its_gate_red(monkeypatch):
 
 def test_wrong_gradient_of_the_moe_turns_its_gate_red(monkeypatch):
     layer, hidden_BTD = MoE(16, 4, 2, 8, 8), torch.randn(1, 6, 16)
-    layer.init_weights(torch.Generator().manual_seed(0), 1.0)
+    layer.init_weights(Draws(0), 1.0)
     gates.check_moe(layer, hidden_BTD)
     right = MoE.forward
     monkeypatch.setattr(MoE, "forward", lambda self, x: right(self, x.detach()) + x - x.detach())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nengram.errors import ConfigError
 from nengram.model.cost import Cost
-from nengram.model.init import normal_by_fan_in
+from nengram.model.init import Draws, normal_by_fan_in
 
 
 class KeyValues:
@@ -47,11 +47,11 @@ class Attention(nn.Module):
         self.out = nn.Linear(heads * self.head_width, width, bias=False)
         self.rope_theta = rope_theta
 
-    def init_weights(self, generator: torch.Generator, out_share: float) -> None:
+    def init_weights(self, draws: Draws, out_share: float) -> None:
         """N(0, 1 / fan-in); the matrix that writes to the residual stream times `out_share`."""
-        normal_by_fan_in(self.query.weight, self.query.in_features, generator)
-        normal_by_fan_in(self.key_value.weight, self.key_value.in_features, generator)
-        normal_by_fan_in(self.out.weight, self.out.in_features, generator, out_share)
+        normal_by_fan_in(self.query.weight, self.query.in_features, draws, "query")
+        normal_by_fan_in(self.key_value.weight, self.key_value.in_features, draws, "key_value")
+        normal_by_fan_in(self.out.weight, self.out.in_features, draws, "out", out_share)
 
     def forward(self, hidden_BTD: Tensor, cache: KeyValues | None = None) -> Tensor:
         """With a cache, `hidden_BTD` is the next chunk and attends to everything cached before it."""

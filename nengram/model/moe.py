@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nengram.model.cost import Cost
-from nengram.model.init import normal_by_fan_in
+from nengram.model.init import Draws, normal_by_fan_in
 
 ALIGNMENT = 4  # widths are multiples of this: the grouped matmul wants rows that are multiples of 16 bytes
 
@@ -25,10 +25,10 @@ class SwiGLU(nn.Module):
         self.gate_up = nn.Linear(width, 2 * inner, bias=False)
         self.down = nn.Linear(inner, width, bias=False)
 
-    def init_weights(self, generator: torch.Generator, out_share: float) -> None:
+    def init_weights(self, draws: Draws, out_share: float) -> None:
         """N(0, 1 / fan-in); the matrix that writes to the residual stream times `out_share`."""
-        normal_by_fan_in(self.gate_up.weight, self.gate_up.in_features, generator)
-        normal_by_fan_in(self.down.weight, self.down.in_features, generator, out_share)
+        normal_by_fan_in(self.gate_up.weight, self.gate_up.in_features, draws, "gate_up")
+        normal_by_fan_in(self.down.weight, self.down.in_features, draws, "down", out_share)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] -> [..., D]."""
@@ -58,15 +58,15 @@ class MoE(nn.Module):
         self.register_buffer("bias_X", torch.zeros(experts))
         self.register_buffer("load_X", torch.zeros(experts), persistent=False)
 
-    def init_weights(self, generator: torch.Generator, out_share: float) -> None:
+    def init_weights(self, draws: Draws, out_share: float) -> None:
         """N(0, 1 / fan-in); matrices that write to the residual stream times `out_share`.
 
         The router too: at N(0, 0.02) all tokens of a small model choose the same experts for its first hundred steps.
         """
-        normal_by_fan_in(self.router.weight, self.width, generator)
-        normal_by_fan_in(self.gate_up_XDF, self.width, generator)
-        normal_by_fan_in(self.down_XFD, self.expert_width, generator, out_share)
-        self.shared.init_weights(generator, out_share)
+        normal_by_fan_in(self.router.weight, self.width, draws, "router")
+        normal_by_fan_in(self.gate_up_XDF, self.width, draws, "gate_up")
+        normal_by_fan_in(self.down_XFD, self.expert_width, draws, "down", out_share)
+        self.shared.init_weights(draws.under("shared"), out_share)
         self.bias_X.zero_()
         self.load_X.zero_()
 

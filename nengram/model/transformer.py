@@ -20,7 +20,7 @@ from nengram.errors import ConfigError, nearest
 from nengram.memory import MEMORIES, MemoryStep
 from nengram.model.attention import Attention, KeyValues
 from nengram.model.cost import Cost
-from nengram.model.init import normal_by_fan_in
+from nengram.model.init import Draws, normal_by_fan_in
 from nengram.model.moe import ALIGNMENT, MoE
 from nengram.store import ResidentStore, Store
 
@@ -98,16 +98,17 @@ class Transformer(nn.Module):
 
     def init_weights(self, seed: int) -> None:
         """Weights and fresh tables from one seed. Tables N(0, table_std), convolutions zero, projections not."""
-        generator = torch.Generator(device=self.embed.weight.device).manual_seed(seed)
+        draws = Draws(seed)
         out_share = (2 * len(self.blocks)) ** -0.5
-        normal_by_fan_in(self.embed.weight, self.config.width, generator)
-        for block in self.blocks:
-            block.attention.init_weights(generator, out_share)
-            block.moe.init_weights(generator, out_share)
-        for norm in (m for m in self.modules() if isinstance(m, nn.RMSNorm)):
+        normal_by_fan_in(self.embed.weight, self.config.width, draws, "embed")
+        for norm in (module for module in self.modules() if isinstance(module, nn.RMSNorm)):
             nn.init.ones_(norm.weight)
-        for block in self.memory_blocks():
-            block.memory.init_weights(generator)
+        for index, block in enumerate(self.blocks):
+            own = draws.under(f"blocks.{index}")
+            block.attention.init_weights(own.under("attention"), out_share)
+            block.moe.init_weights(own.under("moe"), out_share)
+            if block.memory is not None:
+                block.memory.init_weights(own.generator("memory", self.embed.weight.device))
         self.create_tables(seed)
 
     def create_tables(self, seed: int) -> None:

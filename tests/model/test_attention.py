@@ -7,6 +7,7 @@ import torch
 
 from nengram.errors import ConfigError
 from nengram.model.attention import Attention, KeyValues, rotate, rotations
+from nengram.model.init import Draws
 
 HEADS, HEAD_WIDTH = 4, 6
 WIDTH = HEADS * HEAD_WIDTH
@@ -14,7 +15,7 @@ WIDTH = HEADS * HEAD_WIDTH
 
 def layer(kv_heads: int) -> Attention:
     attention = Attention(WIDTH, HEADS, kv_heads).double()
-    attention.init_weights(torch.Generator().manual_seed(0), out_share=1.0)
+    attention.init_weights(Draws(0), out_share=1.0)
     return attention
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from nengram.model.init import Draws
 from nengram.model.moe import MoE, moe_reference
 
 WIDTH, EXPERTS, PER_TOKEN = 12, 7, 2
@@ -10,7 +11,7 @@ WIDTH, EXPERTS, PER_TOKEN = 12, 7, 2
 
 def layer(experts: int = EXPERTS, per_token: int = PER_TOKEN) -> MoE:
     moe = MoE(WIDTH, experts, per_token, expert_width=20, shared_width=5)
-    moe.init_weights(torch.Generator().manual_seed(0), out_share=0.7)
+    moe.init_weights(Draws(0), out_share=0.7)
     return moe
 
 

@@ -9,7 +9,7 @@ import torch
 from nengram.config import MemoryConfig, ModelConfig
 from nengram.errors import ConfigError
 from nengram.memory import MemoryStep
-from nengram.model import Transformer
+from nengram.model import Transformer, split_budget
 
 MODEL = ModelConfig(
     vocab_size=60, width=32, blocks=3, heads=4, kv_heads=2, context=24, experts=6, expert_width=16, shared_width=16
@@ -161,3 +161,22 @@ def test_sizes_that_do_not_fit_are_refused_in_one_line(model, memory, line):
     with pytest.raises(ConfigError, match=line) as refused:
         Transformer(dataclasses.replace(MODEL, **model), dataclasses.replace(MEMORIES["engram"], **memory))
     assert "\n" not in str(refused.value)
+
+
+def test_arms_start_from_the_same_weights_wherever_their_shapes_agree():
+    def weights(arm: str, seed: int = 0) -> dict[str, torch.Tensor]:
+        split = split_budget(2, 0.5, vocab_size=200, arm=arm)
+        model = Transformer(split.model, split.memory)
+        model.init_weights(seed)
+        return {name: tensor for name, tensor in model.state_dict().items() if tensor.ndim > 1}
+
+    moe, engram, other = weights("moe"), weights("engram"), weights("moe", seed=1)
+    alike = [name for name in moe if moe[name].shape == engram[name].shape]
+    assert "embed.weight" in alike and "blocks.1.attention.out.weight" in alike
+    for name in alike:
+        assert torch.equal(moe[name], engram[name]), name
+        assert not torch.equal(moe[name], other[name]), name
+    experts = len(engram["blocks.0.moe.gate_up_XDF"]) - 1
+    assert torch.equal(moe["blocks.0.moe.gate_up_XDF"][:experts], engram["blocks.0.moe.gate_up_XDF"][:experts])
+    drawn = [tensor.flatten()[:50] for tensor in moe.values()]
+    assert len({tuple(values.sign().tolist()) for values in drawn}) == len(drawn)  # no two tensors share their draws
