@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint same bench docs clean
+.PHONY: demo test test-slow lint same bench gpu docs clean
 
 demo: $(READY) ## train five arms at equal parameters and FLOPs on bundled text, and judge (a few minutes)
 	$(BIN)/nengram compare demo --out runs/demo --resume
@@ -26,6 +26,9 @@ same: $(READY) ## 20 tiny steps of every arm against the committed losses: a ref
 
 bench: $(READY) ## ratios in one run; results land in benchmarks/results
 	$(BIN)/python -m benchmarks
+
+gpu: $(READY) ## addresses and losses on a CUDA device against the CPU's; writes benchmarks/results/gpu.json
+	$(BIN)/python scripts/gpu.py
 
 docs: $(READY) ## regenerate the tables that stand in README and docs
 	$(BIN)/python scripts/docs.py

@@ -81,8 +81,8 @@ class MoE(nn.Module):
             self.load_X += load_X
         token = order // self.per_token
         ends_X = load_X.cumsum(0).int()
-        gate, up = F.grouped_mm(x_ND.index_select(0, token), self.gate_up_XDF, offs=ends_X).chunk(2, dim=-1)
-        out = F.grouped_mm(F.silu(gate) * up, self.down_XFD, offs=ends_X) * weights_NK.flatten()[order, None]
+        gate, up = by_expert(x_ND.index_select(0, token), self.gate_up_XDF, ends_X).chunk(2, dim=-1)
+        out = by_expert(F.silu(gate) * up, self.down_XFD, ends_X) * weights_NK.flatten()[order, None]
         routed_ND = torch.zeros_like(x_ND).index_add(0, token, out)
         return self.shared(hidden_BTD) + routed_ND.view_as(hidden_BTD)
 
@@ -112,6 +112,22 @@ class MoE(nn.Module):
             flops=2 * (self.router.weight.numel() + chosen),
         )
         return routed + self.shared.cost()
+
+
+def by_expert(x_ND: Tensor, weights_XDF: Tensor, ends_X: Tensor) -> Tensor:
+    """Rows sorted by expert times each expert's matrix, [N, F]; `ends_X` is where each expert's rows end.
+
+    torch documents its grouped matmul on CUDA for bfloat16 only; other dtypes there take one product per expert.
+    """
+    if x_ND.device.type == "cpu" or x_ND.dtype == torch.bfloat16:
+        return F.grouped_mm(x_ND, weights_XDF, offs=ends_X)
+    return one_by_one(x_ND, weights_XDF, ends_X)
+
+
+def one_by_one(x_ND: Tensor, weights_XDF: Tensor, ends_X: Tensor) -> Tensor:
+    """`by_expert` as a product per expert; waits for the device to learn how many rows each has."""
+    counts = ends_X.diff(prepend=ends_X.new_zeros(1)).tolist()
+    return torch.cat([x @ weights for x, weights in zip(x_ND.split(counts), weights_XDF.unbind(0), strict=True)])
 
 
 def moe_reference(moe: MoE, hidden_BTD: Tensor) -> Tensor:

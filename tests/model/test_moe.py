@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nengram.model.init import Draws
-from nengram.model.moe import MoE, moe_reference
+from nengram.model.moe import MoE, moe_reference, one_by_one
 
 WIDTH, EXPERTS, PER_TOKEN = 12, 7, 2
 
@@ -101,3 +101,17 @@ def test_only_training_counts_loads():
     moe(hidden(1, 9))
     assert moe.load_X.sum() == 9 * PER_TOKEN
     assert "load_X" not in moe.state_dict() and "bias_X" in moe.state_dict()
+
+
+def test_a_product_per_expert_equals_the_grouped_matmul_in_outputs_and_gradients():
+    generator = torch.Generator().manual_seed(0)
+    ends_X = torch.tensor([3, 3, 10, 11], dtype=torch.int32)  # the second expert has no row
+    results = []
+    x, weights, grad = (torch.randn(shape, generator=generator) for shape in ((11, 8), (4, 8, 12), (11, 12)))
+    for product in (one_by_one, lambda x, w, ends: torch.nn.functional.grouped_mm(x, w, offs=ends)):
+        x_ND, weights_XDF = x.clone().requires_grad_(), weights.clone().requires_grad_()
+        out = product(x_ND, weights_XDF, ends_X)
+        out.backward(grad)
+        results.append((out.detach(), x_ND.grad, weights_XDF.grad))
+    for mine, grouped in zip(*results, strict=True):
+        torch.testing.assert_close(mine, grouped)
