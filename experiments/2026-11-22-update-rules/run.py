@@ -1,4 +1,4 @@
-"""Which update rule for the tables? Three rules x three table rates, the demo's Engram arm, judged on dev.
+"""Which update rule for the tables? Three rules x two table rates, the demo's Engram arm, judged on dev.
 
     python experiments/2026-11-22-update-rules/run.py [runs/update-rules]
 
@@ -24,12 +24,12 @@ from nengram.study.tune import TUNING_SEED
 from nengram.train import environment
 
 RULES = ("sparse_adam", "rowwise_adagrad", "rowwise_rmsprop")
-MULTIPLIERS = (2.5, 5.0, 10.0)
+MULTIPLIERS = (5.0, 10.0)
 ROWS, LOOKUPS = 295_066, 16_384  # the demo's table and batch
 
 
 def main(out: Path, overrides: list[str]) -> None:
-    """Train the nine arms, time the three rules, write results.json."""
+    """Train the six arms, time the three rules, write results.json."""
     config = load_config("demo", overrides)
     data, console = prepare_for(config), Console(width=120)
     jobs = {}

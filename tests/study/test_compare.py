@@ -86,9 +86,10 @@ def test_a_committed_verdict_is_not_quoted_beside_another_run(config, tmp_path, 
 @pytest.mark.slow
 def test_a_comparison_runs_resumes_and_reports_what_its_files_say(small, tmp_path):
     out, console = tmp_path / "out", Console(file=io.StringIO(), width=150)
-    small = small.replace(compare__seeds=[0, 1, 2], compare__lr={"engram": 0.004})
+    arms = ["moe", "engram", "one_row", "additive", "no_table"]
+    small = small.replace(compare__arms=arms, compare__seeds=[0, 1, 2], compare__lr={"engram": 0.004})
     results = compare(small, out, resume=False, console=console)
-    assert set(results["arms"]) == {"moe", "engram", "one_row", "additive", "no_table"}
+    assert list(results["arms"]) == arms
     moe, engram = results["arms"]["moe"], results["arms"]["engram"]
     for arm in ("engram", "one_row", "additive"):
         cost = results["arms"][arm]["cost"]
