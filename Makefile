@@ -1,6 +1,6 @@
 # The verbs of the project. `make demo` and `make test` need nothing but Python 3.11+ and make; both set up one shared .venv.
 PYTHON ?= python3
-# An extra index for torch, for people whose pip would take a CUDA build:  make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# An extra index for torch, for people whose pip would take a CUDA build:  make demo TORCH_INDEX=URL
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
