@@ -2,7 +2,7 @@
 
 A mean hides the story. The gain of a token is the loss of pure MoE minus the loss of the memory arm, averaged over seeds; the n-gram
 shown is the longest that the memory reads at the position before the token (compressed ids, as hashed), with how often that n-gram
-stands in the training text the runs could see. Template-rich text shows here at once: the same n-gram, many thousand times.
+stands in the train split (of which a short run reads a part). Template-rich text shows here at once: the same n-gram, many thousand times.
 """
 
 from dataclasses import asdict, dataclass
@@ -90,7 +90,7 @@ def print_gains(helped: list[TokenGain], hurt: list[TokenGain], console: Console
     """Both lists, a token a line: gain, count of the n-gram in training, and the token in its context."""
     for title, gains in (("helped most", helped), ("hurt most", hurt)):
         console.print(
-            f"\n[bold]held-out tokens that memory {title}[/] (nats gained, times the n-gram stands in training, context)"
+            f"\n[bold]held-out tokens that memory {title}[/] (nats gained, times the n-gram stands in the train split, context)"
         )
         for gain in gains:
             before, token, after = (escape(one_line(text)) for text in (gain.before[-48:], gain.token, gain.after[:20]))
