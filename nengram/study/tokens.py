@@ -2,7 +2,8 @@
 
 A mean hides the story. The gain of a token is the loss of pure MoE minus the loss of the memory arm, averaged over seeds; the n-gram
 shown is the longest that the memory reads at the position before the token (compressed ids, as hashed), with how often that n-gram
-stands in the train split (of which a short run reads a part). Template-rich text shows here at once: the same n-gram, many thousand times.
+stands in the train split (of which a short run reads a part). Template-rich text shows here at once: the same n-gram, many thousand
+times.
 """
 
 from dataclasses import asdict, dataclass
