@@ -2,7 +2,7 @@
 
 Conventions. A multiply-add is 2 FLOPs; figures are for one token of the forward pass (training is three times that). A token at
 position t of a context T attends to t + 1 keys, so scores count (T + 1) / 2 keys on average. ALL router rows are counted, also in
-`active`: the router reads every one of them (counting only the chosen rows would hide a difference between arms). Section 3 of the paper names
+`active`: the router reads every one of them (counting only the chosen rows hides a difference). Section 3 of the paper names
 the parts: total and active leave out the vocabulary matrices, sparse = total - active is the budget that rho divides.
 """
 
