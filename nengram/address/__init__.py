@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from nengram.address.census import Census, OrderCensus, take_census
     from nengram.address.controls import CONTROLS, misaligned, one_row, permuted
     from nengram.address.hashing import Addresser, StreamState
-    from nengram.address.ngrams import NgramCounts, count_of, ngram_counts, ngrams_of
+    from nengram.address.ngrams import NgramCounts, count_of, ngram_counts, ngrams_of, text_starts
     from nengram.address.spec import AddressSpec, LayerSpec
 
 _FILES = {
     "spec": ("AddressSpec", "LayerSpec"),
     "hashing": ("Addresser", "StreamState"),
     "controls": ("CONTROLS", "misaligned", "one_row", "permuted"),
-    "ngrams": ("NgramCounts", "count_of", "ngram_counts", "ngrams_of"),
+    "ngrams": ("NgramCounts", "count_of", "ngram_counts", "ngrams_of", "text_starts"),
     "census": ("Census", "OrderCensus", "take_census"),
 }
 _HOME = {name: file for file, names in _FILES.items() for name in names}
@@ -40,6 +40,7 @@ __all__ = [
     "one_row",
     "permuted",
     "take_census",
+    "text_starts",
 ]
 
 

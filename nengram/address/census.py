@@ -15,7 +15,7 @@ import numpy as np
 
 from nengram.address.hashing import Addresser
 from nengram.address.inputs import check_flags, check_ids
-from nengram.address.ngrams import NgramCounts, count_of, ngram_counts, ngrams_of
+from nengram.address.ngrams import NgramCounts, count_of, ngram_counts, ngrams_of, text_starts
 from nengram.address.spec import AddressSpec
 from nengram.errors import AddressError
 
@@ -94,7 +94,7 @@ def _stream(spec: AddressSpec, text: Text) -> tuple[np.ndarray, np.ndarray]:
     if len(wrong):
         at, bound = wrong[0], spec.compressed_vocab_size - 1
         raise AddressError(f"compressed id {cids_T[at]} at position {at} of the text is outside 0..{bound}")
-    return cids_T, start_T
+    return cids_T, text_starts(cids_T, start_T, spec.end_cid)
 
 
 def _flat(pair: tuple[np.ndarray, np.ndarray | None]) -> tuple[np.ndarray, np.ndarray]:
@@ -118,7 +118,7 @@ def _unseen(counts: NgramCounts, cids_T: np.ndarray, start_T: np.ndarray, pad_ci
 def _order_censuses(address: Addresser, counts: NgramCounts, unseen: float | None) -> list[OrderCensus]:
     spec, distinct = address.spec, len(counts)
     in_order = spec.slot_orders == counts.order
-    rows_by_layer = _rows_of_ngrams(address, counts, in_order)
+    rows_by_layer = rows_of_ngrams(address, counts, in_order)
     censuses = []
     for layer_id, rows_UK in rows_by_layer.items():
         moduli_K = spec.moduli(layer_id)[in_order]
@@ -141,7 +141,7 @@ def _order_censuses(address: Addresser, counts: NgramCounts, unseen: float | Non
     return censuses
 
 
-def _rows_of_ngrams(address: Addresser, counts: NgramCounts, in_order: np.ndarray) -> dict[int, np.ndarray]:
+def rows_of_ngrams(address: Addresser, counts: NgramCounts, in_order: np.ndarray) -> dict[int, np.ndarray]:
     """Rows [U, heads] of each distinct n-gram: hash it as a sequence and keep its last position."""
     parts = []
     for first in range(0, len(counts), NGRAMS_AT_ONCE):

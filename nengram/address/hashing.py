@@ -113,6 +113,7 @@ class Addresser:
             history_BH,
             self.spec.compressed_vocab_size,
             self.spec.pad_cid,
+            self.spec.end_cid,
             self._multipliers_LN.view(np.uint64),
             self._moduli_LS.view(np.uint64),
             self._reciprocals_LS,
@@ -140,10 +141,11 @@ class Addresser:
         history_BH, moduli_LS, offsets_LS = (
             tensors.placed(values, device) for values in (history_BH, self._moduli_LS, self._offsets_LS)
         )
+        start_BT = tensors.starts_after(ids_BT, start_BT, self.spec.end_cid)
         seen = tensors.look_back(ids_BT, start_BT, blocked_BT, history_BH, self.spec.pad_cid)
         layers = zip(self._multipliers_LN.tolist(), moduli_LS, offsets_LS, strict=True)
         rows = [tensors.rows_of_layer(seen, *numbers) for numbers in layers]
-        history_BH = tensors.next_history(seen, history_BH)
+        history_BH = tensors.next_history(seen, history_BH, self.spec.end_cid)
         return rows if is_tensor(cids_BT) else [rows_BTS.numpy() for rows_BTS in rows], as_numpy(history_BH)
 
     def _refuse(self, cids_BT: Any, flat_position: int) -> None:

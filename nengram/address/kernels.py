@@ -51,6 +51,7 @@ def _fill_rows(
     history_BH,
     vocab,
     pad_cid,
+    end_cid,
     multipliers_LN,
     moduli_LS,
     reciprocals_LS,
@@ -84,6 +85,8 @@ def _fill_rows(
             for lag in range(lags - 1, 0, -1):
                 history_H[lag] = history_H[lag - 1]
             history_H[0] = cid
+            if cid == end_cid:
+                history_H[:] = pad_cid
     return -1
 
 

@@ -58,6 +58,15 @@ def ngrams_of(cids_T: np.ndarray, start_T: np.ndarray | None, order: int, *, pad
     return ngrams_TN
 
 
+def text_starts(cids_T: np.ndarray, start_T: np.ndarray | None, end_cid: int) -> np.ndarray:
+    """bool [T]: the starts given, position 0, and whatever follows an `end_cid` (a spec's; -1: nothing)."""
+    begins_T = np.zeros(len(cids_T), dtype=bool) if start_T is None else as_numpy(start_T).copy()
+    begins_T[:1] = True
+    if end_cid >= 0:
+        begins_T[1:] |= as_numpy(cids_T)[:-1] == end_cid
+    return begins_T
+
+
 def ngram_counts(cids_T: np.ndarray, start_T: np.ndarray | None, order: int, *, pad_cid: int = -1) -> NgramCounts:
     """Count the n-grams of one stream of ids; arguments and errors as in `ngrams_of`. O(order x T log T)."""
     ngrams_TN = ngrams_of(cids_T, start_T, order, pad_cid=pad_cid)

@@ -17,7 +17,8 @@ enough because a spec keeps every product below 2**63.
 
 Look-back has two kinds of barrier. A *start* is the first position of a document: it sees itself and
 nothing before. A *blocked* position (an image token, say) breaks n-grams: its own window is all pad, and no
-later window sees it or anything beyond it.
+later window sees it or anything beyond it. In the Qwen dialect the id of the end-of-text token makes a start
+of whatever comes after it.
 
 Run me: `python -m nengram.address.reference` works one small example. Neither torch nor NumPy is needed.
 """
@@ -32,11 +33,12 @@ def windows(
     pad_cid: int,
     starts: Sequence[bool] | None = None,
     blocked: Sequence[bool] | None = None,
+    end_cid: int = -1,
 ) -> list[list[int]]:
     """The ids each position of one sequence may see: T lists of `max_order` ids, the current one first.
 
     `starts[t]`: look-back begins anew at t. `blocked[t]`: t is a barrier and itself reads as pad (its id
-    may be anything).
+    may be anything). `end_cid`: the id after which look-back begins anew, -1 for none.
     """
     starts = starts if starts is not None else [False] * len(cids)
     blocked = blocked if blocked is not None else [False] * len(cids)
@@ -49,6 +51,8 @@ def windows(
             if starts[at]:
                 break
             at -= 1
+            if at >= 0 and cids[at] == end_cid:
+                break
         seen.append(window + [pad_cid] * (max_order - len(window)))
     return seen
 
@@ -84,12 +88,14 @@ def table_rows(
     pad_cid: int,
     starts: Sequence[bool] | None = None,
     blocked: Sequence[bool] | None = None,
+    end_cid: int = -1,
 ) -> list[list[int]]:
     """The rows of one sequence in one layer's table: T lists of S row numbers. Arguments as above."""
     offsets = slot_offsets(moduli)
+    seen = windows(cids, max_order=len(multipliers), pad_cid=pad_cid, starts=starts, blocked=blocked, end_cid=end_cid)
     return [
         [first + index for first, index in zip(offsets, slot_ids(window, multipliers, moduli), strict=True)]
-        for window in windows(cids, max_order=len(multipliers), pad_cid=pad_cid, starts=starts, blocked=blocked)
+        for window in seen
     ]
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from nengram.address import spec_json
 from nengram.address.bounds import bounded, distinct, entries, integer, integers, shown
-from nengram.address.dialects import BOUNDARIES, DIALECTS, Dialect
+from nengram.address.dialects import BOUNDARIES, DIALECTS, Dialect, QwenPle
 from nengram.errors import AddressError, nearest
 from nengram.files import sha256_bytes, word_code
 
@@ -42,7 +42,8 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class AddressSpec:
-    """All that decides which rows a sequence of compressed ids reads. Build with `engram` or `from_json`.
+    """All that decides which rows a sequence of compressed ids reads. Build with `engram`, `deepseek_v41`,
+    `qwen_ple` or `from_json`.
 
     `layers` are in the order in which moduli were handed out. `num_rows` of a layer may exceed the sum of its
     moduli (padding rows). Raises AddressError, naming field and bound, if a number is out of its range.
@@ -93,6 +94,76 @@ class AddressSpec:
         )
 
     @classmethod
+    def deepseek_v41(
+        cls,
+        *,
+        compressed_vocab_size: int = 99_092,
+        rows_per_head: int = 16_000_000,
+        max_order: int = 4,
+        heads: int = 8,
+        layer_ids: Sequence[int] = (1, 14),
+        pad_cid: int = 2,
+        seed: int = 0,
+    ) -> "AddressSpec":
+        """The addressing of DeepSeek-V4.1-Flash; the defaults are the release's.
+
+        It is the paper's with one nominal size for all orders, and layer ids that are zero-based block numbers.
+        An image position is to be flagged as blocked. pad_cid: the COMPRESSED id of the pad token (2).
+
+        Raises AddressError on an empty, duplicate or out-of-range argument.
+        """
+        vocab = integer("compressed_vocab_size", compressed_vocab_size, 1, MAX_IDS)
+        orders = integer("max_order", max_order, 2, MAX_IDS) - 1
+        blocks = integers("layer_ids", layer_ids, 0, MAX_IDS, "one id per memory layer")
+        return _derive(
+            DIALECTS["deepseek_v41"],
+            vocab=vocab,
+            rows_per_head=(integer("rows_per_head", rows_per_head, 1, MAX_ROWS),) * orders,
+            heads=integer("heads", heads, 1, MAX_HEADS),
+            layer_ids=blocks,
+            pad_cid=integer("pad_cid", pad_cid, 0, vocab),
+            seed=integer("seed", seed, 0, 2**63),
+            block_indices=blocks,
+        )
+
+    @classmethod
+    def qwen_ple(
+        cls,
+        *,
+        vocab_size: int = 248_320,
+        eos_id: int = 248_044,
+        ple_layer_ids: Sequence[int],
+        rows_per_head: int = 20_000_000,
+        max_order: int = 3,
+        heads: int = 8,
+        divisible_by: int = 128,
+        seed: int = 1234,
+    ) -> "AddressSpec":
+        """The addressing of Qwen's PLE (`qwen4_exp`); the defaults are Qwen3.8-Flash-Next's. Ids are raw token ids.
+
+        eos_id: ends a text (a boundary) and stands before every start. ple_layer_ids: ONE-based block numbers,
+        ascending; the spec's layer ids are 0, 1, ..., their places in this list.
+        divisible_by: rows are padded to a multiple of this (`make_ngram_vocab_size_divisible_by`).
+
+        Raises AddressError on an empty, duplicate, unsorted or out-of-range argument.
+        """
+        vocab = integer("vocab_size", vocab_size, 1, MAX_IDS)
+        orders = integer("max_order", max_order, 2, MAX_IDS) - 1
+        blocks = integers("ple_layer_ids", ple_layer_ids, 1, MAX_IDS, "one-based numbers of the blocks with memory")
+        if list(blocks) != sorted(set(blocks)):
+            raise AddressError(f"ple_layer_ids must be distinct and ascending, got {shown(list(blocks))}")
+        return _derive(
+            QwenPle(divisible_by=integer("divisible_by", divisible_by, 1, MAX_ROWS)),
+            vocab=vocab,
+            rows_per_head=(integer("rows_per_head", rows_per_head, 1, MAX_ROWS),) * orders,
+            heads=integer("heads", heads, 1, MAX_HEADS),
+            layer_ids=tuple(range(len(blocks))),
+            pad_cid=integer("eos_id", eos_id, 0, vocab),
+            seed=integer("seed", seed, 0, 2**63),
+            block_indices=[block - 1 for block in blocks],
+        )
+
+    @classmethod
     def from_json(cls, text: str) -> "AddressSpec":
         """The spec that `to_json` wrote. Every key, type and bound of the text is checked: AddressError."""
         content = spec_json.parse(text, version=VERSION, spec_keys=_names(cls), layer_keys=_names(LayerSpec))
@@ -118,6 +189,11 @@ class AddressSpec:
     def layer_ids(self) -> tuple[int, ...]:
         """The id of every memory layer, in table order."""
         return tuple(layer.layer_id for layer in self.layers)
+
+    @property
+    def end_cid(self) -> int:
+        """The id after which look-back begins anew, or -1: a rule of the boundary "eos", whose pad id it is."""
+        return self.pad_cid if self.boundary == "eos" else -1
 
     @property
     def slots(self) -> int:

@@ -47,11 +47,21 @@ def look_back(cids_BT: Tensor, start_BT: Tensor, blocked_BT: Tensor, history_BH:
     return seen
 
 
-def next_history(seen: list[Tensor], history_BH: Tensor) -> Tensor:
-    """What the position after the chunk would see: the last position's own view, one step older."""
+def starts_after(cids_BT: Tensor, start_BT: Tensor, end_cid: int) -> Tensor:
+    """The starts, and every position after an `end_cid` in this chunk; what came before it is in the history."""
+    if end_cid < 0:
+        return start_BT
+    return start_BT | torch.nn.functional.pad(cids_BT[:, :-1] == end_cid, (1, 0))[:, : cids_BT.shape[1]]
+
+
+def next_history(seen: list[Tensor], history_BH: Tensor, end_cid: int) -> Tensor:
+    """What the position after the chunk would see: the last position's own view, one step older; only ends
+    (which are pad, too) if that position is one.
+    """
     if seen[0].shape[1] == 0:
         return history_BH
-    return torch.stack([cids_BT[:, -1] for cids_BT in seen[:-1]], dim=1)
+    after_BH = torch.stack([cids_BT[:, -1] for cids_BT in seen[:-1]], dim=1)
+    return after_BH.masked_fill(after_BH[:, :1] == end_cid, end_cid)
 
 
 def rows_of_layer(seen: list[Tensor], multipliers_N: list[int], moduli_S: Tensor, offsets_S: Tensor) -> Tensor:
