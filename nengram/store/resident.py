@@ -2,68 +2,26 @@
 
 Two habits decide its speed. The gather writes into a buffer that is used again and again, because a fresh
 output costs more in page faults than the random reads themselves (2-3 times at 256-byte rows and above), and
-it is `index_select`, which is 3-5 times faster than `table[rows]`. The update touches only the rows it was
+on the CPU it is one compiled call with software prefetch that checks the row numbers on its way; elsewhere it
+is `index_select`, which is 3-5 times faster than `table[rows]`. The update touches only the rows it was
 given; optimiser state is allocated at the first one, so a table that is only read costs its weights and
 nothing else.
 """
 
-import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from nengram.errors import StoreError
-from nengram.store.base import Store, Ticket, check_rows
+from nengram.store.base import Store, check_distinct, check_rows
+from nengram.store.codecs import Codec, make_codec
+from nengram.store.delivery import distinct_rows, flat_rows, gatherer
+from nengram.store.lending import BufferRing, Loan, ReadyTicket
 from nengram.store.rules import Rule
 
-BUFFERS_KEPT = 4  # one per memory layer in flight is usual; more may be lent, these many are kept for reuse
-
-
-class BufferRing:
-    """Flat buffers lent out and taken back. One that is lent is not in the ring: it cannot be lent twice."""
-
-    def __init__(self, dtype: torch.dtype, device: torch.device, poison: bool) -> None:
-        self._dtype, self._device, self._poison = dtype, device, poison
-        self._free: list[torch.Tensor] = []
-
-    def lend(self, numel: int) -> torch.Tensor:
-        """A flat buffer of at least `numel` numbers, contents undefined."""
-        for place, buffer in enumerate(self._free):
-            if buffer.numel() >= numel:
-                return self._free.pop(place)
-        if self._free:
-            self._free.pop(0)  # too small, hence replaced by the larger one
-        with torch.inference_mode(False):  # a buffer born under inference mode could never serve training
-            return torch.empty(numel, dtype=self._dtype, device=self._device)
-
-    def take_back(self, buffer: torch.Tensor) -> None:
-        if self._poison:
-            buffer.fill_(math.nan)
-        if len(self._free) < BUFFERS_KEPT:
-            self._free.append(buffer)
-
-
-class ResidentTicket(Ticket):
-    """Vectors already gathered into a lent buffer."""
-
-    def __init__(self, ring: BufferRing, buffer: torch.Tensor, vectors: torch.Tensor) -> None:
-        self._ring, self._buffer, self._vectors = ring, buffer, vectors
-
-    @property
-    def released(self) -> bool:
-        return self._buffer is None
-
-    def vectors(self) -> torch.Tensor:
-        self._require_open()
-        return self._vectors
-
-    def release(self) -> None:
-        self._require_open()
-        self._ring.take_back(self._buffer)
-        self._buffer = self._vectors = None
-
-    def _require_open(self) -> None:
-        if self.released:
-            raise StoreError("this ticket was released and its buffer may hold other rows; prefetch again")
+CODEC_OF = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+Zeros = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
 
 
 class ResidentStore(Store):
@@ -74,6 +32,7 @@ class ResidentStore(Store):
         float32 from `seed`, so every device and dtype starts from the same numbers.
     dtype: float32, bfloat16 or float16. Updates are computed in float32 and rounded to nearest.
     poison_released: fill every released buffer with NaN, to find who still reads one.
+    zeros: where table and state get their memory, for whoever has better than `torch.zeros`.
     """
 
     def __init__(
@@ -86,31 +45,97 @@ class ResidentStore(Store):
         init_std: float = 0.02,
         seed: int = 0,
         poison_released: bool = False,
+        zeros: Zeros | None = None,
     ) -> None:
         if num_rows < 1 or row_width < 1:
             raise StoreError(f"a table needs at least one row and one column, not {num_rows} x {row_width}")
-        if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        if dtype not in CODEC_OF:
             raise StoreError(f"a resident table is float32, bfloat16 or float16, not {dtype}")
-        self.num_rows, self.row_width = num_rows, row_width
-        self.dtype = dtype
-        self.weight = _initial_rows(num_rows, row_width, init_std, seed).to(device=device, dtype=dtype)
-        self.device = self.weight.device
+        self._zeros = zeros or partial(_torch_zeros, torch.device(device))
+        weight = self._initial_rows(num_rows, row_width, dtype, init_std, seed)
+        self._hold(weight, make_codec(CODEC_OF[dtype], row_width), poison_released)
+
+    @classmethod
+    def from_bytes(
+        cls,
+        bytes_RB: torch.Tensor,
+        codec: Codec,
+        *,
+        device: str | torch.device = "cpu",
+        poison_released: bool = False,
+        zeros: Zeros | None = None,
+    ) -> "ResidentStore":
+        """A table of coded rows, uint8 `[num_rows, row_bytes]`; on their own device the memory is taken over as it is.
+
+        Rows of a plain codec are trained like any others; coded ones are only read.
+        Raises: StoreError for bytes that are not rows of `codec`.
+        """
+        if bytes_RB.dtype != torch.uint8 or bytes_RB.dim() != 2 or not len(bytes_RB):
+            raise StoreError(f"a table of coded rows is uint8 [rows, row_bytes], not {tuple(bytes_RB.shape)}")
+        if bytes_RB.shape[1] != codec.row_bytes:
+            raise StoreError(f"rows of {codec.row_bytes} bytes are needed for {codec}, not {bytes_RB.shape[1]}")
+        store = cls.__new__(cls)
+        store._zeros = zeros or partial(_torch_zeros, torch.device(device))
+        bytes_RB = bytes_RB.to(device).contiguous()
+        weight = bytes_RB.view(codec.vector_dtype) if codec.plain else bytes_RB
+        store._hold(weight, codec, poison_released)
+        return store
+
+    def _hold(self, weight: torch.Tensor, codec: Codec, poison: bool) -> None:
+        self.weight, self.codec = weight, codec
+        self.num_rows, self.row_width = len(weight), codec.row_width
+        self.dtype, self.device = codec.vector_dtype, weight.device
         self.step = 0
         self.state: dict[str, torch.Tensor] = {}
         self._rule_name: str | None = None
-        self._ring = BufferRing(dtype, self.device, poison_released)
+        self._ring = BufferRing(self.row_width, self.dtype, self.device, poison=poison)
+        self._coded_ring = BufferRing(codec.row_bytes, torch.uint8, poison=poison)
+        self.coded_RB = weight.view(torch.uint8).numpy() if self.device.type == "cpu" else None
 
     def __repr__(self) -> str:
-        name = str(self.dtype).removeprefix("torch.")
+        name = str(self.dtype).removeprefix("torch.") if self.codec.plain else self.codec.name
         return f"ResidentStore({self.num_rows:,} rows x {self.row_width}, {name} on {self.device})"
 
-    def prefetch(self, rows: torch.Tensor) -> ResidentTicket:
+    def prefetch(self, rows: torch.Tensor) -> ReadyTicket:
+        loan = self._ring.lend(rows.numel())
+        try:
+            self._gather(rows, loan)
+        except BaseException:
+            self._ring.take_back(loan)
+            raise
+        if self.counters is not None:
+            rows_N, rows_U, _ = distinct_rows(rows, self.num_rows)
+            self.counters.request(rows_N, rows_U)
+            self.counters.served("resident", rows_U, bytes_U=self.codec.row_bytes)
+        return ReadyTicket(self._ring, loan, loan.vectors(rows.shape))
+
+    def _gather(self, rows: torch.Tensor, loan: Loan) -> None:
+        """Fill the loan. Raises: StoreError for rows outside the table."""
+        if self.coded_RB is None:
+            self._gather_torch(rows, loan)
+            return
+        rows_N = flat_rows(rows, self.num_rows)
+        coded = loan if self.codec.plain else self._coded_ring.lend(rows_N.size)
+        outside = gatherer()(self.coded_RB, rows_N, coded.array_NB)
+        if coded is not loan:
+            if outside < 0:
+                self.codec.decode(coded.rows(), loan.rows())
+            self._coded_ring.take_back(coded)
+        if outside >= 0:
+            check_rows(rows, self.num_rows)
+
+    @torch.no_grad()
+    def _gather_torch(self, rows: torch.Tensor, loan: Loan) -> None:
         check_rows(rows, self.num_rows)
-        buffer = self._ring.lend(rows.numel() * self.row_width)
-        vectors = buffer[: rows.numel() * self.row_width].view(rows.numel(), self.row_width)
-        with torch.no_grad():
-            torch.index_select(self.weight, 0, rows.reshape(-1).to(self.device), out=vectors)
-        return ResidentTicket(self._ring, buffer, vectors.view(*rows.shape, self.row_width))
+        rows_N = rows.reshape(-1).to(self.device)
+        if self.codec.plain:
+            torch.index_select(self.weight, 0, rows_N, out=loan.rows())
+        else:
+            self.codec.decode(self.weight.index_select(0, rows_N), loan.rows())
+
+    def read_coded(self, rows_U: torch.Tensor) -> torch.Tensor:
+        check_distinct(rows_U, self.num_rows)
+        return self.weight.index_select(0, rows_U.to(self.device)).view(torch.uint8).cpu()
 
     @torch.no_grad()
     def update(self, rows_U: torch.Tensor, grads_UE: torch.Tensor, rule: Rule, lr: float) -> None:
@@ -151,16 +176,29 @@ class ResidentStore(Store):
         if weight is None or weight.shape != self.weight.shape:
             found = "missing" if weight is None else f"{tuple(weight.shape)}"
             raise StoreError(f"weight is {found}, this table is {tuple(self.weight.shape)}")
-        if weight.dtype != self.dtype:
-            raise StoreError(f"weight is {weight.dtype}, this table is {self.dtype}")
+        if weight.dtype != self.weight.dtype:
+            raise StoreError(f"weight is {weight.dtype}, this table is {self.weight.dtype}")
         if step.numel() != 1:
             raise StoreError(f"step is one number, not {tuple(step.shape)}")
         self.weight.copy_(weight)
         self.step = int(step)
         self._rule_name = rule_name
-        self.state = {name: whole.to(self.device, torch.float32, copy=True) for name, whole in state.items()}
+        self.state = {
+            name: self._zeros(tuple(whole.shape), torch.float32).copy_(whole) for name, whole in state.items()
+        }
+
+    def _initial_rows(self, num_rows: int, row_width: int, dtype: torch.dtype, std: float, seed: int) -> torch.Tensor:
+        weight = self._zeros((num_rows, row_width), dtype)
+        if std == 0:
+            return weight
+        generator = torch.Generator().manual_seed(seed)
+        if weight.device.type == "cpu" and dtype == torch.float32:
+            return weight.normal_(std=std, generator=generator)
+        return weight.copy_(torch.empty(num_rows, row_width).normal_(std=std, generator=generator))
 
     def _check_update(self, rows_U: torch.Tensor, grads_UE: torch.Tensor, rule: Rule) -> None:
+        if not self.codec.plain:
+            raise StoreError(f"rows coded as {self.codec.name} are only read: train a table of fp32, bf16 or fp16")
         check_rows(rows_U, self.num_rows)
         if rows_U.dim() != 1 or grads_UE.shape != (len(rows_U), self.row_width):
             raise StoreError(
@@ -178,17 +216,15 @@ class ResidentStore(Store):
     def _ensure_state(self, rule: Rule) -> None:
         shapes = rule.state_shapes(self.num_rows, self.row_width)
         if self._rule_name is None:
-            self.state = {name: torch.zeros(shape, device=self.device) for name, shape in shapes.items()}
+            self.state = {name: self._zeros(shape, torch.float32) for name, shape in shapes.items()}
             self._rule_name = rule.name
         found = {name: tuple(whole.shape) for name, whole in self.state.items()}
         if found != shapes:
             raise StoreError(f"the state that was loaded does not fit {rule.name}: {found}, not {shapes}")
 
 
-def _initial_rows(num_rows: int, row_width: int, std: float, seed: int) -> torch.Tensor:
-    if std == 0:
-        return torch.zeros(num_rows, row_width)
-    return torch.empty(num_rows, row_width).normal_(std=std, generator=torch.Generator().manual_seed(seed))
+def _torch_zeros(device: torch.device, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros(shape, dtype=dtype, device=device)
 
 
 def _split_state(tensors: dict[str, torch.Tensor], num_rows: int) -> tuple[str | None, dict[str, torch.Tensor]]:
