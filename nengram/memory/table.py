@@ -1,34 +1,40 @@
-"""A table on disk: its vectors beside the addresses that give them meaning.
+"""A table and the addresses that give it meaning: where spec and store meet.
 
-Row 4711 is only "Alexander the Great" under the multipliers and moduli it was trained with, so the
-AddressSpec travels in the file, as numbers, and a file whose spec differs from the model's is refused. The
-format is plain safetensors, which any tool opens: `weight` `[rows, E]`, optionally `step` and
-`state.<rule>.<name>`, and in the metadata `format`, `address_spec` (JSON), `layer_id` and `sha256` (of all
-tensor bytes, names in alphabetical order). Nothing is ever unpickled.
+Row 4711 is only "Alexander the Great" under the multipliers and moduli it was trained with, so the AddressSpec travels
+in the table file's metadata, as numbers, and a file whose spec differs from the model's is refused. The file itself
+(docs/format.md) knows no address: `nengram.store` sees row numbers, this file knows which of them belong to the 2-grams.
+
+Files of the first format are read like the others; whatever is written is of the second.
 """
 
-import hashlib
-import json
 import os
-from pathlib import Path
+from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from nengram.address import AddressSpec
-from nengram.errors import AddressError, CheckpointError, StoreError
-from nengram.files import atomic_path
-from nengram.store import ResidentStore, Store
+from nengram.errors import AddressError, CheckpointError, StoreError, nearest
+from nengram.memory.format_1 import FORMAT as FORMAT_1
+from nengram.memory.format_1 import OldTable
+from nengram.store import HostStore, HotSet, MappedStore, ResidentStore, Store, TieredStore, host_zeros
+from nengram.store.codecs import CODECS, make_codec
+from nengram.store.safetensors_header import read_header
+from nengram.store.table_file import TableReader, open_table, write_table
+from nengram.store.table_place import find
 
-FORMAT = "nengram-table-1"
+TIERS = ("resident", "host", "mapped", "tiered")
+AT_ONCE = 4 << 20  # bytes of rows that are in memory while a table streams by
+NAME_OF = {kind.vector_dtype: name for name, kind in CODECS.items() if kind.plain}
+
+AnyTable = TableReader | OldTable
 
 
 class Table(NamedTuple):
     """What a table file holds: the vectors, the addresses, and the memory layer they belong to."""
 
-    store: ResidentStore
+    store: Store
     spec: AddressSpec
     layer_id: int
 
@@ -36,81 +42,142 @@ class Table(NamedTuple):
 def save_table(
     path: str | os.PathLike, store: Store, spec: AddressSpec, layer_id: int, *, optimizer: bool = False
 ) -> None:
-    """Write the table of one memory layer, whole or not at all.
+    """Write the table of one memory layer, whole or not at all, coded as the store holds it.
 
     optimizer: also the update rule's state and step counter, so that training can go on exactly.
-    Raises: CheckpointError when the store is not the size the spec asks for, or the file cannot be written.
+    Raises: CheckpointError when the store is not the size the spec asks for, or the file cannot be written;
+    StoreError for a store that only reads.
     """
-    _check_size(path, store.num_rows, spec, layer_id)
-    tensors = {
-        name: tensor.detach().to("cpu").contiguous()
-        for name, tensor in store.tensors().items()
-        if optimizer or name == "weight"
-    }
-    metadata = {
-        "format": FORMAT,
-        "address_spec": spec.to_json(),
-        "layer_id": str(layer_id),
-        "sha256": _digest(tensors),
-    }
-    try:
-        with atomic_path(path) as beside:
-            save_file(tensors, beside, metadata)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot write table {path}: {_one_line(error)}") from error
+    _check_rows(path, store.num_rows, spec, layer_id)
+    tensors = {name: tensor.detach() for name, tensor in store.tensors().items()}
+    weight = tensors.pop("weight")
+    plain = weight.dtype in NAME_OF
+    codec = make_codec(NAME_OF[weight.dtype], weight.shape[1]) if plain else store.codec
+    step = max(1, AT_ONCE // codec.row_bytes)
+    blocks = (
+        weight[first : first + step].to("cpu").contiguous().view(torch.uint8).numpy()
+        for first in range(0, len(weight), step)
+    )
+    extras = tensors if optimizer else None
+    write_table(path, codec, store.num_rows, table_metadata(spec, layer_id), blocks, extras=extras)
 
 
 def load_table(
     path: str | os.PathLike, expect_spec: AddressSpec | None = None, *, device: str | torch.device = "cpu"
 ) -> Table:
-    """Read a table file into a resident store of the file's dtype, with optimiser state where it has some.
+    """Read a table into a resident store, coded as the file is, with optimiser state where it has some.
 
-    expect_spec: the model's spec; a table of any other is refused and both word codes are shown.
+    Every checksum is recomputed. expect_spec: the model's spec; a table of any other is refused and both word codes
+    are shown.
     Raises: CheckpointError, naming the file, when it is missing, damaged, cut short, or of another spec.
     """
-    path = Path(path)
-    tensors, metadata = _read(path)
-    spec, layer_id = _address(path, metadata)
-    if expect_spec is not None and spec.digest != expect_spec.digest:
+    with open_rows(path) as table:
+        spec, layer_id = address_of(table)
+        check_addresses(table, spec, layer_id, expect_spec)
+        return Table(_in_memory(table, "resident", device), spec, layer_id)
+
+
+def open_store(
+    path: str | os.PathLike,
+    tier: str = "resident",
+    *,
+    spec: AddressSpec | None = None,
+    layer_id: int | None = None,
+    row_width: int | None = None,
+    device: str | torch.device = "cpu",
+    hot: HotSet | str | os.PathLike | None = None,
+    threads: int | None = None,
+) -> Store:
+    """The table at `path` as a store of any tier; all give the same vectors.
+
+    tier: "resident" (on `device`), "host" (in RAM, lent on `device`), "mapped" (on disk, read by up to `threads`
+        threads; the store's own choice if not given) or "tiered" (on disk, with the rows of `hot` in RAM).
+    spec, layer_id, row_width: what the caller's model has; a table of anything else is refused.
+    hot: a HotSet, or the path of one; `hot_name` is what it should belong to.
+    The first two read all rows, and optimiser state where there is some, and check them against the checksums; the
+    others read rows as they are asked for.
+    Raises: CheckpointError for a table that is damaged, of other addresses, or only a part; StoreError for a tier,
+    device or hot set that does not exist or fit.
+    """
+    if tier not in TIERS:
+        raise StoreError(f'unknown tier "{tier}"{nearest(str(tier), TIERS)}; there are {", ".join(TIERS)}')
+    if (tier == "tiered") != (hot is not None):
+        raise StoreError(f'tier "tiered" goes with a hot set, and no other tier does; this is "{tier}"')
+    wanted = spec, layer_id, row_width
+    if tier in ("resident", "host"):
+        with open_rows(path) as table:
+            _check_wanted(table, *wanted)
+            return _in_memory(table, tier, device)
+    below = _mapped(path, device, threads)
+    try:
+        name = hot_name(*_check_wanted(below.reader, *wanted))
+        return below if tier == "mapped" else TieredStore(below, _hot_set(hot, name))
+    except BaseException:
+        below.close()
+        raise
+
+
+def order_labels(spec: AddressSpec, layer_id: int) -> list[tuple[str, int, int]]:
+    """Which rows belong to which n-gram order: (name, first row, row after the last), for a store's counters.
+
+    Raises: AddressError for a layer the spec does not have.
+    """
+    ends = spec.moduli(layer_id).reshape(-1, spec.heads).sum(axis=1).cumsum().tolist()
+    return [
+        (f"{order}-gram", first, end)
+        for order, first, end in zip(range(2, spec.max_order + 1), [0, *ends[:-1]], ends, strict=True)
+    ]
+
+
+def hot_name(spec: AddressSpec, layer_id: int) -> str:
+    """What a hot set of this table's rows belongs to: addresses and layer, for row numbers mean nothing by themselves."""
+    return f"{spec.digest}/{layer_id}"
+
+
+def open_rows(path: str | os.PathLike, *, whole: bool = True) -> AnyTable:
+    """A table of either format, to be read by rows. whole: refuse a file with only some of a table's rows.
+
+    Raises: CheckpointError, naming the file.
+    """
+    path = find(path)
+    if path.is_file() and read_header(path).metadata.get("format") == FORMAT_1:
+        return OldTable.open(path)
+    return open_table(path, whole=whole)
+
+
+def address_of(table: AnyTable) -> tuple[AddressSpec, int]:
+    """The addresses that a table's metadata hold, and its layer. Raises: CheckpointError."""
+    try:
+        return AddressSpec.from_json(table.metadata["address_spec"]), int(table.metadata["layer_id"])
+    except KeyError as error:
+        raise CheckpointError(f"{table.path} has no readable address spec: its metadata lack {error}") from None
+    except (ValueError, AddressError) as error:
+        raise CheckpointError(f"{table.path} has no readable address spec: {' '.join(str(error).split())}") from None
+
+
+def table_metadata(spec: AddressSpec, layer_id: int) -> dict[str, str]:
+    """What a table file's metadata say of its addresses."""
+    return {"address_spec": spec.to_json(), "layer_id": str(layer_id)}
+
+
+def check_addresses(table: AnyTable, spec: AddressSpec, layer_id: int, expected: AddressSpec | None) -> None:
+    """Raise CheckpointError when a table is not the size its own spec asks for, or its spec is not `expected`."""
+    if expected is not None and spec.digest != expected.digest:
         raise CheckpointError(
-            f"{path} holds a table for addresses {spec.word_code}, this model's are {expect_spec.word_code}: "
+            f"{table.path} holds a table for addresses {spec.word_code}, this model's are {expected.word_code}: "
             "its rows would be read under other n-grams"
         )
-    if "weight" not in tensors or tensors["weight"].dim() != 2:
-        raise CheckpointError(f"{path} holds no table: a two-dimensional tensor named weight is needed")
-    if _digest(tensors) != metadata.get("sha256"):
-        raise CheckpointError(f"{path} is damaged: its bytes do not match its sha256")
-    weight = tensors["weight"]
-    _check_size(path, len(weight), spec, layer_id)
-    try:
-        store = ResidentStore(len(weight), weight.shape[1], device=device, dtype=weight.dtype, init_std=0.0)
-        store.load_tensors(tensors)
-    except StoreError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    return Table(store, spec, layer_id)
+    _check_rows(table.path, table.table_rows, spec, layer_id)
 
 
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    if not path.is_file():
-        raise CheckpointError(f"no table file at {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is damaged or not a table file: {_one_line(error)}") from error
+def blocks_of(table: AnyTable, *, at_once: int = AT_ONCE) -> Iterator[np.ndarray]:
+    """All rows of a table in order, uint8 `[n, row_bytes]`, about `at_once` bytes at a time. Raises: CheckpointError."""
+    step = max(1, at_once // table.codec.row_bytes)
+    for first in range(0, table.num_rows, step):
+        yield table.read_rows(first, min(step, table.num_rows - first))
 
 
-def _address(path: Path, metadata: dict[str, str]) -> tuple[AddressSpec, int]:
-    if metadata.get("format") != FORMAT:
-        found = metadata.get("format", "none")
-        raise CheckpointError(f"{path} is not a table file of this version: format {found!r}, not {FORMAT!r}")
-    try:
-        return AddressSpec.from_json(metadata["address_spec"]), int(metadata["layer_id"])
-    except (KeyError, ValueError, AddressError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} has no readable address spec: {_one_line(error)}") from error
-
-
-def _check_size(path: str | os.PathLike, num_rows: int, spec: AddressSpec, layer_id: int) -> None:
+def _check_rows(path: str | os.PathLike, num_rows: int, spec: AddressSpec, layer_id: int) -> None:
     if layer_id not in spec.layer_ids:
         raise CheckpointError(f"{path}: the address spec has no memory layer {layer_id}, only {list(spec.layer_ids)}")
     if num_rows != spec.num_rows(layer_id):
@@ -118,12 +185,52 @@ def _check_size(path: str | os.PathLike, num_rows: int, spec: AddressSpec, layer
         raise CheckpointError(f"{path}: memory layer {layer_id} addresses {needed:,} rows, the table has {num_rows:,}")
 
 
-def _digest(tensors: dict[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+def _in_memory(table: AnyTable, tier: str, device: str | torch.device) -> Store:
+    """All rows in memory, checked; optimiser state, too, where the table has some. Raises: CheckpointError."""
+    table.verify()
+    kind = HostStore if tier == "host" else ResidentStore
+    shape = table.num_rows, table.codec.row_bytes
+    bytes_RB = host_zeros(shape, torch.uint8) if tier == "host" else torch.empty(shape, dtype=torch.uint8)
+    first = 0
+    for block_NB in blocks_of(table):
+        bytes_RB[first : first + len(block_NB)] = torch.from_numpy(block_NB)
+        first += len(block_NB)
+    extras = table.extras()
+    try:
+        store = kind.from_bytes(bytes_RB, table.codec, device=device)
+        if extras:
+            store.load_tensors({"weight": store.tensors()["weight"], **extras})
+        return store
+    except StoreError as error:
+        raise CheckpointError(f"{table.path}: {error}") from error
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _mapped(path: str | os.PathLike, device: str | torch.device, threads: int | None) -> MappedStore:
+    with open_rows(path) as table:
+        if isinstance(table, OldTable):
+            raise CheckpointError(
+                f"{path}: is of the first format, which is read whole: `nengram table pack` renews it"
+            )
+    return MappedStore(path, device=device, **({} if threads is None else {"threads": threads}))
+
+
+def _hot_set(hot: HotSet | str | os.PathLike, name: str) -> HotSet:
+    """A hot set, read if it is a path. Raises: CheckpointError, StoreError when it was made for another table."""
+    if isinstance(hot, HotSet) and hot.belongs_to not in ("", name):
+        raise StoreError(
+            "the hot set is of another table: it would keep other rows hot; make one from this table's counts"
+        )
+    return hot if isinstance(hot, HotSet) else HotSet.load(hot, belongs_to=name)
+
+
+def _check_wanted(
+    table: AnyTable, spec: AddressSpec | None, layer_id: int | None, row_width: int | None
+) -> tuple[AddressSpec, int]:
+    """A table's own addresses and layer, after what the caller wants of them. Raises: CheckpointError."""
+    own_spec, own_layer_id = address_of(table)
+    check_addresses(table, own_spec, own_layer_id, spec)
+    if layer_id is not None and layer_id != own_layer_id:
+        raise CheckpointError(f"{table.path}: holds the table of memory layer {own_layer_id}, not of {layer_id}")
+    if row_width is not None and row_width != table.codec.row_width:
+        raise CheckpointError(f"{table.path}: its rows have {table.codec.row_width} numbers, the model's {row_width}")
+    return own_spec, own_layer_id
