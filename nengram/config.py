@@ -21,6 +21,7 @@ from typing import Any
 from nengram.errors import ConfigError, nearest
 
 ARMS = ("moe", "engram", "one_row", "misaligned", "additive", "no_table")
+TABLE_TIERS = ("resident", "host", "mapped", "tiered")
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class MemoryConfig:
     """The memory layers. Sizes per layer; every layer has its own table."""
 
     kind: str = "none"  # "engram", "additive", "none"
+    dialect: str = "engram"  # one of nengram.address.DIALECTS; a model is built with "engram", `plan` knows them all
     control: str = "hashed"  # "hashed", "one_row", "misaligned": what the rows of the training run are
     blocks: tuple[int, ...] = (
         1,
@@ -77,9 +79,11 @@ class MemoryConfig:
     rows_per_head: tuple[int, ...] = (18000, 18000)  # nominal, one per order; each head takes the next unused prime
     kernel: int = 4  # of the short convolution; 0: none
     compress: bool = True  # hash compressed ids (False: raw ids)
+    compressed_vocab_size: int = 0  # 0: what the tokenizer gives
     pad_id: int = 0  # raw id that stands before a start (our BPE's <|pad|> is 0, DeepSeek's is 2)
     table_std: float = 0.02  # N(0, 1) turned a gain into a loss at small scale
     seed: int = 0  # of the hash
+    codec: str = "fp32"  # how a row is stored, one of nengram.store.CODECS; a model is built with "fp32"
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,9 @@ class TrainConfig:
     warmup_steps: int = 40
     final_lr_share: float = 0.1  # cosine decay ends at this share of lr
     device: str = "cpu"  # where the model and its tables live, e.g. "cuda"; only the CPU has been tried
+    table_tier: str = (
+        "resident"  # one of TABLE_TIERS; "mapped" and "tiered" train resident and are read from disk afterwards
+    )
     seed: int = 0  # of the weights and of the order of the documents
     eval_every: int = 0  # steps between looks at dev; 0: at the end only
     eval_tokens: int = 32768  # of dev, per look
@@ -115,6 +122,26 @@ class CompareConfig:
     lr: dict[str, float] = field(default_factory=dict)
     tuned_by: str = ""  # the command that found `lr`, and what it found
     reference: str = ""  # a committed results.json of the same preset, printed beside a quicker run
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """Where a finished run's tables are read from, and what is told about it. No part of a run: every tier gives the same vectors."""
+
+    table_tier: typing.Literal["resident", "host", "mapped", "tiered"] = "resident"
+    """resident: beside the weights; host: in host memory; mapped: where the file lies; tiered: mapped, with a hot set in memory."""
+    hot_share: float = 0.1
+    """tiered: the share of each table's rows that is kept in memory, those read most."""
+    hot_from: str = ""
+    """tiered: folder of recorded rows (--record-rows) that says which rows are read most; empty: the run's training text."""
+    verify_rows: float = 0.0
+    """recompute this share of the rows, at least one a request, by plain reads and checksums; the first that differs ends the run."""
+    stats: bool = False
+    """print what was read, from which tier, and the time spent waiting for it."""
+    stats_to: Path | None = None
+    """write the same as JSON."""
+    record_rows: Path | None = None
+    """folder that receives how often each row was read, for --hot-from."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ stands n-grams begin anew, as they did in training.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +24,10 @@ from nengram.config import Config, load_config
 from nengram.errors import CheckpointError, ConfigError, DataError
 from nengram.infer.sampling import Sampler
 from nengram.infer.tokens import TextPieces, encode
+from nengram.memory import MemoryStep
 from nengram.model import Transformer
 from nengram.model.folder import check_identity, is_saved, load_model, open_folder
+from nengram.store import HotSet
 from nengram.text import CompressionMap, doc_id, load_tokenizer, tokenizer_digest
 
 
@@ -45,9 +47,13 @@ class LoadedRun:
         return doc_id(self.tokenizer, self.config.data.doc_token or None)
 
 
-def load_run(folder: str | Path) -> LoadedRun:
+def load_run(
+    folder: str | Path, *, tier: str = "resident", hot: Mapping[int, HotSet] | None = None, checked_share: float = 0.0
+) -> LoadedRun:
     """Open a run folder that training finished.
 
+    Args:
+        tier, hot, checked_share: where the tables are read from, as `nengram.model.folder.load_model` takes them.
     Raises: CheckpointError when the folder is no finished run, a file is missing or damaged (by name), or tokenizer or compression
     map are not those the model was trained with (both digests shown); ConfigError for a damaged config.toml.
     """
@@ -57,7 +63,7 @@ def load_run(folder: str | Path) -> LoadedRun:
         raise CheckpointError(f"{folder}: no run here (config.toml is missing)")
     if not is_saved(final):
         raise CheckpointError(f"{folder}: this run is not finished (no final/ in it); finish it with train --resume")
-    facts = open_folder(final)
+    facts = open_folder(final, tier=tier)
     config = load_config(final / "config.toml")
     try:
         tokenizer = load_tokenizer(final / "tokenizer.json")
@@ -68,7 +74,7 @@ def load_run(folder: str | Path) -> LoadedRun:
     if not config.memory.compress:
         compression = CompressionMap.identity(len(compression.cids_V), compression.tokenizer_digest)
     model = Transformer(config.model, config.memory, cids_V=compression.cids_V)
-    load_model(model, final)
+    load_model(model, final, tier=tier, hot=hot, checked_share=checked_share)
     return LoadedRun(model.eval(), tokenizer, compression, config, facts)
 
 
@@ -139,16 +145,20 @@ def generate(
 
 
 class Window:
-    """What a model reads of one sequence: at most its training context, and what it remembers of that."""
+    """What a model reads of one sequence: at most its training context, and what it remembers of that.
+
+    `ask` fixes what is read next and requests its table rows; `read` computes. Between the two a slow tier has time.
+    """
 
     def __init__(self, model: Transformer, doc_id: int | None):
         self.model, self.doc_id = model, doc_id
         self.ids: list[int] = []
         self.cache = model.new_cache(1, model.config.context)
+        self._asked: tuple[Tensor, MemoryStep | None] | None = None
 
     @torch.no_grad()
-    def read(self, ids: list[int]) -> Tensor:
-        """Read on, from a window newly cut where this one is full; the logits after the last id, [V]."""
+    def ask(self, ids: list[int]) -> None:
+        """Read `ids` next, from a window newly cut where this one is full. Their rows are on their way when this returns."""
         context = self.model.config.context
         if len(self.ids) + len(ids) > context:
             ids, self.ids = (self.ids + ids)[-_kept(context) :], []
@@ -156,16 +166,37 @@ class Window:
         self.ids = self.ids + ids
         ids_BT = torch.tensor([ids], device=self.model.embed.weight.device)
         start_BT = None if self.doc_id is None else ids_BT == self.doc_id
-        return self.model(ids_BT, start_BT=start_BT, cache=self.cache)[0, -1]
+        self._asked = ids_BT, self.model.begin(ids_BT, start_BT=start_BT, cache=self.cache)
+
+    @torch.no_grad()
+    def read(self) -> Tensor:
+        """Read what was asked for; the logits after its last id, [V]."""
+        (ids_BT, step), self._asked = self._asked, None
+        try:
+            return self.model(ids_BT, step=step, cache=self.cache)[0, -1]
+        finally:
+            if step:
+                step.release()
+
+    def close(self) -> None:
+        """Give back the rows of what was asked for and never read."""
+        if self._asked and self._asked[1]:
+            self._asked[1].release()
+        self._asked = None
 
 
 def _tokens(window: Window, ids: list[int], max_tokens: int, sampler: Sampler, stop_id: int | None) -> Iterator[int]:
-    for _ in range(max_tokens):
-        token = sampler(window.read(ids))
-        if token == stop_id:
-            return
-        yield token
-        ids = [token]
+    try:
+        window.ask(ids)
+        for made in range(1, max_tokens + 1):
+            token = sampler(window.read())
+            if token == stop_id:
+                return
+            if made < max_tokens:
+                window.ask([token])  # before the caller gets the token: its rows travel while the caller prints
+            yield token
+    finally:
+        window.close()
 
 
 def _in_pieces(tokens: Iterator[int], pieces: TextPieces) -> Iterator[str]:

@@ -1,20 +1,22 @@
 """A model on disk: a sealed folder of tensors and tables, whole or not there.
 
     final/
-    ├── manifest.json           SHA-256 of every other file, and the facts a reader must agree with
+    ├── manifest.json           SHA-256 of every other file, the seals of the tables, and the facts a reader must agree with
     ├── model.safetensors       backbone and memory projections (`model.*`); in a checkpoint the optimiser's state too
     ├── table-<layer>.safetensors   one per memory layer, with its AddressSpec
     └── ...                     what the writer adds: tokenizer.json, compression.safetensors
 
 A folder is filled beside its place, synced, and renamed into it, so no reader ever sees half of one. The manifest is what makes it
-sealed: a flipped byte is refused by file name instead of being trained on or read aloud. Training and inference both read these
-folders and neither imports the other, hence this file's room.
+sealed: a flipped byte is refused by file name instead of being trained on or read aloud. A table that is read where it lies (tiers
+"mapped" and "tiered") may be larger than memory and is not read whole to be checked: its own seal, over the checksums of its chunks,
+must be the one in the manifest, and `nengram table verify` reads the rest. Training and inference both read these folders and neither
+imports the other, hence this file's room.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -23,8 +25,9 @@ from torch import Tensor
 
 from nengram.errors import CheckpointError
 from nengram.files import sha256_file, sync_folder, word_code, write_atomic
-from nengram.memory import load_table, save_table
+from nengram.memory import open_store, save_table
 from nengram.model.transformer import Transformer
+from nengram.store import CheckedStore, HotSet, TableFile, open_table
 
 MANIFEST = "manifest.json"
 MODEL = "model."  # prefix of the model's own tensors in model.safetensors
@@ -52,8 +55,7 @@ def save_model(
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside / "model.safetensors")
         for layer_id, store in model.stores.items():
-            table = beside / f"table-{layer_id}.safetensors"
-            save_table(table, store, model.spec, layer_id, optimizer=optimizer is not None)
+            save_table(table_path(beside, layer_id), store, model.spec, layer_id, optimizer=optimizer is not None)
         add(beside)
         seal_folder(beside, facts)
     except BaseException:
@@ -62,10 +64,21 @@ def save_model(
     swap_folder(beside, folder)
 
 
-def load_model(model: Transformer, folder: Path) -> dict[str, Tensor]:
+def load_model(
+    model: Transformer,
+    folder: Path,
+    *,
+    tier: str = "resident",
+    hot: Mapping[int, HotSet] | None = None,
+    checked_share: float = 0.0,
+) -> dict[str, Tensor]:
     """Fill `model` and its stores from a sealed folder; returns the tensors that are not the model's (optimiser state).
 
-    Raises: CheckpointError when a tensor is missing or of another shape, or a table was addressed otherwise.
+    Args:
+        tier: where the tables are read from, one of `nengram.config.TABLE_TIERS`; the vectors are the same.
+        hot: tier "tiered": the rows of each memory layer that are kept in memory.
+        checked_share: recompute this share of every request's rows by plain reads, and refuse the first that differs.
+    Raises: CheckpointError when a tensor is missing or of another shape, or a table was addressed otherwise; StoreError.
     """
     path = folder / "model.safetensors"
     tensors = read_tensors(path)
@@ -78,13 +91,18 @@ def load_model(model: Transformer, folder: Path) -> dict[str, Tensor]:
             f"{path}: {name} is {found.get(name, 'missing')}, the config asks for {wanted.get(name, 'none')}"
         )
     model.load_state_dict(own)
+    device = model.embed.weight.device
     for layer_id in model.spec.layer_ids if model.spec else ():
-        path = folder / f"table-{layer_id}.safetensors"
-        table = load_table(path, model.spec, device=model.embed.weight.device)
-        if table.layer_id != layer_id:
-            raise CheckpointError(f"{path}: holds the table of memory layer {table.layer_id}, not of {layer_id}")
-        model.stores[layer_id] = table.store
+        path = table_path(folder, layer_id)
+        place = {"spec": model.spec, "layer_id": layer_id, "row_width": model.memory_config.row_width, "device": device}
+        store = open_store(path, tier, hot=hot[layer_id] if tier == "tiered" else None, **place)
+        model.stores[layer_id] = CheckedStore(store, open_table(path), sample=checked_share) if checked_share else store
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(MODEL)}
+
+
+def table_path(folder: Path, layer_id: int) -> Path:
+    """Where a sealed folder keeps the table of one memory layer."""
+    return folder / f"table-{layer_id}.safetensors"
 
 
 def is_saved(folder: Path) -> bool:
@@ -92,13 +110,16 @@ def is_saved(folder: Path) -> bool:
     return folder.exists() or _old(folder).exists()
 
 
-def open_folder(folder: Path) -> dict:
-    """The manifest of a sealed folder, after every file's digest was checked. Raises CheckpointError by file name."""
+def open_folder(folder: Path, *, tier: str = "resident") -> dict:
+    """The manifest of a sealed folder, after every file was checked against it. Raises CheckpointError by file name.
+
+    tier: where the tables will be read from; "mapped" and "tiered" check a table by its seal, the others by all its bytes.
+    """
     if not folder.exists() and _old(folder).exists():
         os.rename(_old(folder), folder)
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        digests = dict(manifest["files"])
+        digests, seals = dict(manifest["files"]), dict(manifest.get("tables", {}))
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: no checkpoint here ({MANIFEST} is missing)") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -107,7 +128,10 @@ def open_folder(folder: Path) -> dict:
         path = folder / Path(name).name
         if not path.is_file():
             raise CheckpointError(f"{path}: missing from the checkpoint")
-        if sha256_file(path) != digest:
+        if tier in ("mapped", "tiered") and name in seals:
+            if _seal(path) != seals[name]:
+                raise CheckpointError(f"{path}: is another table (its seal is not the one in {MANIFEST})")
+        elif sha256_file(path) != digest:
             raise CheckpointError(f"{path}: damaged (its SHA-256 is not the one in {MANIFEST})")
     return manifest
 
@@ -124,13 +148,14 @@ def check_identity(facts: dict, identity: dict[str, str], folder: Path) -> None:
 
 
 def seal_folder(folder: Path, facts: dict) -> None:
-    """Sync every file of `folder` and write its manifest: digests and `facts`."""
+    """Sync every file of `folder` and write its manifest: digests, the tables' seals, and `facts`."""
     digests = {}
+    seals = {path.name: _seal(path) for path in sorted(folder.glob("table-*.safetensors"))}
     for path in sorted(folder.iterdir()):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
         digests[path.name] = sha256_file(path)
-    write_atomic(folder / MANIFEST, json.dumps({"files": digests, **facts}, indent=1))
+    write_atomic(folder / MANIFEST, json.dumps({"files": digests, "tables": seals} | facts, indent=1))
 
 
 def swap_folder(beside: Path, folder: Path) -> None:
@@ -151,6 +176,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
+
+
+def _seal(path: Path) -> str:
+    with TableFile.open(path) as table:
+        return table.seal
 
 
 def _old(folder: Path) -> Path:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nengram.address import CONTROLS, Addresser, AddressSpec
+from nengram.address.dialects import DIALECTS
 from nengram.config import MemoryConfig, ModelConfig
 from nengram.errors import ConfigError, nearest
 from nengram.memory import MEMORIES, MemoryStep
@@ -22,7 +23,9 @@ from nengram.model.attention import Attention, KeyValues
 from nengram.model.cost import Cost
 from nengram.model.init import Draws, normal_by_fan_in
 from nengram.model.moe import ALIGNMENT, MoE
-from nengram.store import ResidentStore, Store
+from nengram.store import HostStore, ResidentStore, Store
+
+TRAINABLE = {"resident": ResidentStore, "host": HostStore}
 
 
 class Block(nn.Module):
@@ -79,8 +82,11 @@ class Transformer(nn.Module):
         self.config, self.memory_config = model, memory
         self.addresser: Addresser | None = None
         self.stores: dict[int, Store] = {}
+        self.observer: Callable[[MemoryStep], None] | None = None  # is shown every memory step as it begins
         memories: dict[int, nn.Module] = {}
         if memory.kind != "none":
+            if cids_V is not None and memory.compress:
+                _check_compression(memory, int(np.max(cids_V)) + 1)
             cids_V = np.arange(model.vocab_size) if cids_V is None or not memory.compress else np.asarray(cids_V)
             self.register_buffer("cids_V", torch.from_numpy(cids_V.astype(np.int64)), persistent=False)
             self.addresser = Addresser(address_spec(memory, int(cids_V.max()) + 1, int(cids_V[memory.pad_id])))
@@ -96,7 +102,7 @@ class Transformer(nn.Module):
         """The address spec of the memory layers, if there are any."""
         return self.addresser.spec if self.addresser else None
 
-    def init_weights(self, seed: int) -> None:
+    def init_weights(self, seed: int, *, tier: str = "resident") -> None:
         """Weights and fresh tables from one seed. Tables N(0, table_std), convolutions zero, projections not."""
         draws = Draws(seed)
         out_share = (2 * len(self.blocks)) ** -0.5
@@ -109,12 +115,14 @@ class Transformer(nn.Module):
             block.moe.init_weights(own.under("moe"), out_share)
             if block.memory is not None:
                 block.memory.init_weights(own.generator("memory", self.embed.weight.device))
-        self.create_tables(seed)
+        self.create_tables(seed, tier=tier)
 
-    def create_tables(self, seed: int) -> None:
-        """A resident store per memory layer, on the device of the weights."""
+    def create_tables(self, seed: int, *, tier: str = "resident") -> None:
+        """A fresh store per memory layer: on the device of the weights, or in host memory (tier "host"). Raises ConfigError."""
+        if tier not in TRAINABLE:
+            raise ConfigError(f'tables are trained on tier {" or ".join(TRAINABLE)}, not "{tier}"')
         for block in self.memory_blocks():
-            self.stores[block.layer_id] = ResidentStore(
+            self.stores[block.layer_id] = TRAINABLE[tier](
                 self.spec.num_rows(block.layer_id),
                 self.memory_config.row_width,
                 device=self.embed.weight.device,
@@ -138,7 +146,7 @@ class Transformer(nn.Module):
         """
         if self.addresser is None:
             return None
-        return MemoryStep.begin(
+        step = MemoryStep.begin(
             self.cids_V[ids_BT],
             self.addresser,
             self.stores,
@@ -146,6 +154,9 @@ class Transformer(nn.Module):
             state=None if cache is None else cache.addresses,
             control=_control(control or self.memory_config.control),
         )
+        if self.observer is not None:
+            self.observer(step)
+        return step
 
     def forward(
         self,
@@ -212,15 +223,35 @@ class Transformer(nn.Module):
 
 
 def address_spec(memory: MemoryConfig, compressed_vocab_size: int, pad_cid: int) -> AddressSpec:
-    """The AddressSpec that a memory config means. Blocks are the layer ids that seed the hash."""
-    return AddressSpec.engram(
-        compressed_vocab_size=compressed_vocab_size,
-        rows_per_head=list(memory.rows_per_head),
-        heads=memory.heads,
-        layer_ids=list(memory.blocks),
-        block_indices=list(memory.blocks),
-        pad_cid=pad_cid,
-        seed=memory.seed,
+    """The AddressSpec that a memory config means. Blocks are the layer ids that seed the hash (Qwen: their places do).
+
+    Raises: ConfigError for an unknown dialect, or one that has a single size for all orders and was given several; AddressError.
+    """
+    sizes = {"heads": memory.heads, "seed": memory.seed}
+    if memory.dialect == "engram":
+        return AddressSpec.engram(
+            compressed_vocab_size=compressed_vocab_size,
+            rows_per_head=list(memory.rows_per_head),
+            layer_ids=list(memory.blocks),
+            block_indices=list(memory.blocks),
+            pad_cid=pad_cid,
+            **sizes,
+        )
+    if memory.dialect not in DIALECTS:
+        known = ", ".join(DIALECTS)
+        raise ConfigError(
+            f'memory.dialect "{memory.dialect}" is unknown{nearest(memory.dialect, DIALECTS)}; dialects: {known}'
+        )
+    if len(set(memory.rows_per_head)) != 1:
+        raise ConfigError(
+            f'memory.rows_per_head {list(memory.rows_per_head)}: dialect "{memory.dialect}" has one size for all orders'
+        )
+    sizes |= {"rows_per_head": memory.rows_per_head[0], "max_order": memory.max_order}
+    if memory.dialect == "qwen_ple":
+        blocks = [block + 1 for block in memory.blocks]
+        return AddressSpec.qwen_ple(vocab_size=compressed_vocab_size, eos_id=pad_cid, ple_layer_ids=blocks, **sizes)
+    return AddressSpec.deepseek_v41(
+        compressed_vocab_size=compressed_vocab_size, layer_ids=list(memory.blocks), pad_cid=pad_cid, **sizes
     )
 
 
@@ -252,6 +283,14 @@ def _memory_layer(model: ModelConfig, memory: MemoryConfig) -> nn.Module:
     return MEMORIES[memory.kind](memory_width, model.width)
 
 
+def _check_compression(memory: MemoryConfig, compressed: int) -> None:
+    if memory.compressed_vocab_size not in (0, compressed):
+        raise ConfigError(
+            f"memory.compressed_vocab_size is {memory.compressed_vocab_size}, this tokenizer gives {compressed}: "
+            "the rows would belong to other n-grams"
+        )
+
+
 def _check(model: ModelConfig, memory: MemoryConfig) -> None:
     if model.vocab_size < 1:
         raise ConfigError("model.vocab_size is not set: it comes from the tokenizer, or must be at least 1")
@@ -275,6 +314,11 @@ def _check(model: ModelConfig, memory: MemoryConfig) -> None:
         )
     if memory.kind != "none":
         _control(memory.control)
+        for name, only in (("dialect", "engram"), ("codec", "fp32")):
+            if (given := getattr(memory, name)) != only:
+                raise ConfigError(
+                    f'memory.{name} "{given}": a model is built with "{only}" only, so far; nengram plan takes it'
+                )
         if not 0 <= memory.pad_id < model.vocab_size:
             raise ConfigError(
                 f"memory.pad_id {memory.pad_id} is no token id: the vocabulary is 0..{model.vocab_size - 1}"

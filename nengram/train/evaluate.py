@@ -4,6 +4,9 @@ Windows do not overlap, so the first tokens of a window are judged with little c
 one float per token of the split, not a mean: every later question (per source, by history, paired by token) is asked of that array.
 """
 
+from collections import deque
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,23 +27,56 @@ def token_nats(
     was_training = model.training
     model.eval()
     nats_N = np.full(len(packed), np.nan, dtype=np.float32)
-    done = 0
-    for window in eval_windows(packed, batch=batch, context=context):
-        ids_BT, targets_BT, start_BT = tensors_of(window, model.embed.weight.device)
-        step = model.begin(ids_BT, start_BT=start_BT, control=control)
+    windows = _until(eval_windows(packed, batch=batch, context=context), tokens)
+    for window, (ids_BT, targets_BT, step) in _asked_ahead(model, windows, control):
         logits_BTV = model(ids_BT, step=step)
-        if step:
-            step.release()
         loss = F.cross_entropy(
             logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=-100, reduction="none"
         )
         real = window.targets_BT.flatten() != -100
         nats_N[window.positions_BT.flatten()[real]] = loss.cpu().numpy()[real]
-        done += int(real.sum())
-        if tokens and done >= tokens:
-            break
     model.train(was_training)
     return nats_N
+
+
+def _until(windows: Iterator[Batch], tokens: int) -> Iterator[Batch]:
+    """Windows up to the one in which the count of targets reaches `tokens`; all of them for 0."""
+    done = 0
+    for window in windows:
+        yield window
+        done += int((window.targets_BT != -100).sum())
+        if tokens and done >= tokens:
+            return
+
+
+def _asked_ahead(model, windows: Iterator[Batch], control) -> Iterator[tuple[Batch, tuple]]:
+    """Each window with its ids, targets and memory step, the rows of the NEXT window being requested before this one is given out.
+
+    So a slow tier has a whole forward pass to fetch them in. Steps are released here, whatever happens.
+    """
+
+    def ask(window: Batch) -> tuple:
+        ids_BT, targets_BT, start_BT = tensors_of(window, model.embed.weight.device)
+        return ids_BT, targets_BT, model.begin(ids_BT, start_BT=start_BT, control=control)
+
+    asked: deque[tuple[Batch, tuple]] = deque()
+    try:
+        for window in windows:
+            asked.append((window, ask(window)))
+            if len(asked) == 2:
+                yield asked[0]
+                _release(asked.popleft())
+        while asked:
+            yield asked[0]
+            _release(asked.popleft())
+    finally:
+        for one in asked:
+            _release(one)
+
+
+def _release(asked: tuple[Batch, tuple]) -> None:
+    if step := asked[1][2]:
+        step.release()
 
 
 def tensors_of(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

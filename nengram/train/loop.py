@@ -21,8 +21,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from nengram.config import Config, to_toml
-from nengram.errors import CheckpointError, ConfigError, DataError
+from nengram.config import TABLE_TIERS, Config, TrainConfig, to_toml
+from nengram.errors import CheckpointError, ConfigError, DataError, nearest
 from nengram.files import sha256_bytes, write_atomic
 from nengram.model import Transformer, resolve
 from nengram.model.folder import check_identity, is_saved, load_model, open_folder, save_model
@@ -58,6 +58,16 @@ def build_model(config: Config, data: Prepared) -> Transformer:
             f'train.device "{config.train.device}" cannot be used here: {str(error).splitlines()[0]}'
         ) from None
     return Transformer(config.model, config.memory, cids_V=data.compression.cids_V).to(device)
+
+
+def training_tier(config: TrainConfig) -> str:
+    """Where the tables live while they learn: in host memory if asked for, else beside the weights. Raises ConfigError."""
+    if config.table_tier not in TABLE_TIERS:
+        raise ConfigError(
+            f'train.table_tier "{config.table_tier}" is unknown{nearest(config.table_tier, TABLE_TIERS)}; '
+            f"tiers: {', '.join(TABLE_TIERS)}"
+        )
+    return "host" if config.table_tier == "host" else "resident"
 
 
 def steps_of(config: Config, data: Prepared) -> int:
@@ -96,12 +106,12 @@ def train(config: Config, data: Prepared, folder: str | Path, *, resume: bool = 
     if resume and is_saved(checkpoint):
         facts = open_folder(checkpoint)
         check_identity(facts, identity, checkpoint)
-        load_optimizer(adamw, load_model(model, checkpoint))
+        load_optimizer(adamw, load_model(model, checkpoint, tier=training_tier(config.train)))
         start, cpu_seconds, data_state = facts["step"], facts["cpu_seconds"], facts["data_state"]
         _keep_metrics(folder / "metrics.jsonl", start)
     else:
         _begin_folder(folder, config, resume)
-        model.init_weights(config.train.seed)
+        model.init_weights(config.train.seed, tier=training_tier(config.train))
     model.train()
     batches = iter(
         Batches(
@@ -179,7 +189,9 @@ def _dev_nats(model, data: Prepared, config: Config) -> float:
 
 def _identity(config: Config, data: Prepared) -> dict[str, str]:
     """What must be equal for a checkpoint to be continued or used."""
-    fixed = to_toml(config.replace(name="", train__checkpoint_every=0, train__log_every=0, data__cache=""))
+    fixed = to_toml(
+        config.replace(name="", train__checkpoint_every=0, train__log_every=0, train__table_tier="", data__cache="")
+    )
     return {
         "config": sha256_bytes(fixed.encode()),
         "tokenizer": data.compression.tokenizer_digest,
