@@ -9,15 +9,20 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Union
 
 import tyro
 from tyro.conf import Positional
 
+from nengram.config import TableOptions
 from nengram.errors import NengramError
 
+Tables = Annotated[TableOptions, tyro.conf.OmitArgPrefixes]
 Overrides = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[section.key=value ...]")]
+Source = Annotated[Path, tyro.conf.arg(metavar="SOURCE")]
+Into = Annotated[Path, tyro.conf.arg(metavar="INTO")]
 
 
 def compare(
@@ -27,6 +32,7 @@ def compare(
     out: Path | None = None,
     resume: bool = False,
     tune: bool = False,
+    table_tier: Literal["resident", "host", "mapped", "tiered"] = "resident",
 ) -> None:
     """Head-to-head at equal parameters and equal FLOPs: pure MoE, Engram, and the controls.
 
@@ -36,10 +42,13 @@ def compare(
         out: results folder; runs/<name> if not given.
         resume: continue what is there.
         tune: search every arm's learning rate on dev instead, with the same number of runs each.
+        table_tier: where tables live: in training (resident or host), and when the arms are judged.
     """
     from nengram.config import load_config
 
     parsed = load_config(config, overrides)
+    if table_tier != "resident":
+        parsed = parsed.replace(train__table_tier=table_tier)
     _show(parsed)
     from nengram.study.verbs import run_compare, run_tune
 
@@ -76,6 +85,7 @@ def eval(
     corpus: str = "",
     control: Literal["hashed", "permuted", "one_row", "misaligned"] = "hashed",
     json: bool = False,
+    tables: Tables = TableOptions(),  # noqa: B008 - frozen
 ) -> None:
     """Held-out loss of a finished run, overall and by source.
 
@@ -85,10 +95,12 @@ def eval(
         corpus: judge on other text than the run's own.
         control: replace the rows that the memory reads; "permuted" shows what the table's content is worth.
         json: print JSON instead of a table.
+        tables: where the tables are read from.
     """
     from nengram.study.verbs import run_eval
 
-    run_eval(run, split=split, corpus=corpus, control=control, as_json=json, console=_console())
+    console = _console(stderr=json)
+    run_eval(run, split=split, corpus=corpus, control=control, as_json=json, tables=tables, console=console)
 
 
 def generate(
@@ -99,6 +111,7 @@ def generate(
     temperature: float = 0.8,
     top_k: int = 40,
     seed: int = 0,
+    tables: Tables = TableOptions(),  # noqa: B008 - frozen
 ) -> None:
     """Continue a prompt, streaming.
 
@@ -109,19 +122,12 @@ def generate(
         temperature: 0 is greedy.
         top_k: sample among the k likeliest; 0: all.
         seed: of the sampling.
+        tables: where the tables are read from.
     """
-    from nengram.infer import load_run, stream_text
+    from nengram.study.verbs import run_generate
 
-    loaded = load_run(run)
-    print(prompt, end="", flush=True)
-    for piece in stream_text(loaded, prompt, max_tokens=tokens, temperature=temperature, top_k=top_k, seed=seed):
-        print(harmless(piece), end="", flush=True)
-    print()
-
-
-def harmless(text: str) -> str:
-    """Text without control characters but line ends and tabs: what a model writes shall not steer the terminal."""
-    return "".join(char for char in text if char.isprintable() or char in "\n\t")
+    sampling = {"tokens": tokens, "temperature": temperature, "top_k": top_k, "seed": seed}
+    run_generate(run, prompt, **sampling, tables=tables, console=_console(stderr=True))
 
 
 def trace(
@@ -175,20 +181,277 @@ def data(
     run_show(what, vocab_size=vocab_size, console=_console())
 
 
-VERBS = {"compare": compare, "train": train, "eval": eval, "generate": generate, "trace": trace, "data": data}
+def plan(
+    target: Positional[str],
+    overrides: Positional[Overrides] = (),
+    /,
+    device_gib: float = 0.0,
+    host_gib: float | None = None,
+    disk_iops: float | None = None,
+    link_gib_per_s: float | None = None,
+    codec: str = "",
+    corpus: str = "",
+    tokens: int = 0,
+    measure: bool = False,
+    disk_folder: Path | None = None,
+    json: bool = False,
+) -> None:
+    """How large the tables are, where they fit, how often a hot set answers, and which tier limits the speed.
+
+    Args:
+        target: preset name, TOML file, run folder, table file or folder of shards.
+        overrides: dotted keys, e.g. memory.row_width=64 data.vocab_size=8192.
+        device_gib: memory for tables on the accelerator.
+        host_gib: RAM for tables; what is free here now if not given.
+        disk_iops: random 4 KiB reads a second of the disk; assumed if neither given nor measured.
+        link_gib_per_s: between host and accelerator; assumed if neither given nor measured.
+        codec: how rows are stored; the target's own if not given.
+        corpus: text that the hit rates are counted on; the target's own if not given.
+        tokens: training budget to recommend rows per head for.
+        measure: measure this machine's ceilings first, a few seconds.
+        disk_folder: where --measure makes its scratch file of 1 GiB; the system's temporary folder if not given.
+        json: print JSON instead of tables.
+    """
+    from nengram.study.plan_verb import run_plan
+
+    run_plan(
+        target,
+        overrides,
+        device_gib=device_gib,
+        host_gib=host_gib,
+        ceilings={"disk_iops": disk_iops, "link_gib_per_s": link_gib_per_s},
+        codec=codec,
+        corpus=corpus,
+        tokens=tokens,
+        measured=measure,
+        disk_folder=disk_folder,
+        as_json=json,
+        console=_console(),
+    )
+
+
+def table_stat(paths: Positional[tuple[Path, ...]], /, json: bool = False) -> None:
+    """Say what a table is: codec, rows, bytes, what was ever written, addresses, rows of each n-gram order.
+
+    Args:
+        paths: table files, folders of shards, or folders and runs that hold tables.
+        json: print JSON instead of text.
+    """
+    from nengram.study.table_verbs import run_stat
+
+    run_stat(paths, as_json=json, console=_console())
+
+
+def table_verify(paths: Positional[tuple[Path, ...]], /, json: bool = False) -> None:
+    """Read tables wholly: every checksum, and the row counts, made again from the primes of their addresses.
+
+    Args:
+        paths: table files, folders of shards, or folders and runs that hold tables.
+        json: print JSON instead of text.
+    """
+    from nengram.study.table_verbs import run_verify
+
+    run_verify(paths, as_json=json, console=_console())
+
+
+def table_pack(
+    source: Positional[Source],
+    into: Positional[Into],
+    /,
+    codec: str = "",
+    shards: int = 1,
+    scale: float | None = None,
+) -> None:
+    """Write a table again: in another codec, in shards, or in the newest format. Optimiser state stays behind.
+
+    Args:
+        source: table file or folder of shards.
+        into: the new file; with --shards above 1 a folder.
+        codec: fp32, bf16, fp16, fp8, fp8_tensor, int8 or int4; the same codec, hence a copy, if not given.
+        shards: files to cut it into, by rows.
+        scale: of codec fp8_tensor; found in a pass over the table if not given.
+    """
+    from nengram.study.table_verbs import run_pack
+
+    run_pack(source, into, codec=codec, shards=shards, scale=scale, console=_console())
+
+
+def table_slice(
+    source: Positional[Source], into: Positional[Into], /, rows: str = "", order: int | None = None
+) -> None:
+    """Cut some rows out of a table, into a file that says which they are.
+
+    Args:
+        source: table file or folder of shards.
+        into: the new file.
+        rows: FIRST:END, END not included.
+        order: all rows of one n-gram order instead, e.g. 2.
+    """
+    from nengram.study.table_verbs import run_slice
+
+    run_slice(source, into, rows=rows, order=order, console=_console())
+
+
+def table_create(
+    into: Positional[Into],
+    target: Positional[str],
+    overrides: Positional[Overrides] = (),
+    /,
+    layer: int | None = None,
+    codec: str = "",
+    scale: float | None = None,
+) -> None:
+    """Make a table of zeros: a sparse file, which takes no space until it is written.
+
+    Args:
+        into: the new file.
+        target: whose addresses: preset name, TOML file, run folder or table.
+        overrides: dotted keys, e.g. memory.row_width=64.
+        layer: memory layer, where there are several.
+        codec: how rows are stored; the target's own if not given.
+        scale: of codec fp8_tensor; 1 if not given.
+    """
+    from nengram.study.table_verbs import run_create
+
+    run_create(into, target, overrides, layer=layer, codec=codec, scale=scale, console=_console())
+
+
+def table_convert(
+    source: Positional[Source],
+    into: Positional[Into],
+    /,
+    to: Literal["nengram", "deepseek_v41", "qwen_ple"] = "nengram",
+    layers: tuple[int, ...] = (),
+    shards: int = 1,
+    scale: float | None = None,
+    config: Path | None = None,
+    tokenizer: str = "",
+) -> None:
+    """Turn the tables of a released checkpoint into table files, or tables into such a checkpoint; bytes are copied.
+
+    Args:
+        source: checkpoint folder or file (what it is, is found out), or tables: a file, a folder of them, a run.
+        into: folder for the tables, or for the checkpoint; a single layer may name a .safetensors file.
+        to: what to make.
+        layers: only these memory layers, by the ids of their hash.
+        shards: files per table, by rows.
+        scale: of FP8 rows in a checkpoint that holds no tensor with their scale.
+        config: the checkpoint's config.json, where it does not lie beside.
+        tokenizer: the checkpoint's tokenizer.json, where it does not lie beside; checks the compressed vocabulary.
+    """
+    from nengram.study.table_verbs import run_convert
+
+    run_convert(
+        source,
+        into,
+        to=to,
+        layers=layers,
+        shards=shards,
+        scale=scale,
+        config=config,
+        tokenizer=tokenizer,
+        console=_console(),
+    )
+
+
+def table_diff(
+    one: Positional[Source],
+    other: Positional[Annotated[Path, tyro.conf.arg(metavar="OTHER")]],
+    /,
+    corpus: str = "",
+    tokenizer: str = "",
+    doc_token: str = "",
+    tolerance: float = 0.0,
+    most: int = 20,
+    json: bool = False,
+) -> None:
+    """What changed between two tables: how many rows, and which n-grams of a corpus read them.
+
+    Args:
+        one: table file or folder of shards.
+        other: another of the same addresses, in any codec.
+        corpus: text to name the changes by: "bundled", "facts", a file or folder; rows are only counted if not given.
+        tokenizer: the tables' tokenizer.json, where it does not lie beside one of them.
+        doc_token: the token that separates documents, where it cannot be guessed.
+        tolerance: numbers that differ by this much or less are the same.
+        most: n-grams to name.
+        json: print JSON instead of text.
+    """
+    from nengram.study.table_verbs import run_diff
+
+    run_diff(
+        one,
+        other,
+        corpus=corpus,
+        tokenizer=tokenizer,
+        doc_token=doc_token,
+        tolerance=tolerance,
+        most=most,
+        as_json=json,
+        console=_console(),
+    )
+
+
+def table_codecs(
+    run: Positional[Path],
+    /,
+    codecs: tuple[str, ...] = (),
+    split: Literal["dev", "test"] = "dev",
+    tokens: int = 0,
+    out: Path | None = None,
+    json: bool = False,
+) -> None:
+    """What each codec costs a finished run: bytes, error of a row, and the loss with its tables so coded.
+
+    Args:
+        run: run folder.
+        codecs: only these; all if not given.
+        split: held-out text to judge on.
+        tokens: judge about so many; 0: the whole split.
+        out: folder for codecs.json and codecs.png.
+        json: print JSON instead of a table.
+    """
+    from nengram.store.codecs import CODECS
+    from nengram.study.codecs import run_codec_report
+
+    chosen = codecs or tuple(CODECS)
+    run_codec_report(run, codecs=chosen, split=split, tokens=tokens, as_json=json, out=out, console=_console())
+
+
+VERBS = {
+    "compare": compare,
+    "train": train,
+    "eval": eval,
+    "generate": generate,
+    "trace": trace,
+    "data": data,
+    "plan": plan,
+    "table stat": table_stat,
+    "table verify": table_verify,
+    "table pack": table_pack,
+    "table slice": table_slice,
+    "table create": table_create,
+    "table convert": table_convert,
+    "table diff": table_diff,
+    "table codecs": table_codecs,
+}
+GROUPS = {"table": "Tables on disk: describe, verify, pack, slice, create, convert, diff; what codecs cost."}
 
 
 def main() -> None:
     """Entry point of the `nengram` command."""
     warnings.showwarning = _warn
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            VERBS, prog="nengram", description="Conditional memory (Engram) for language models."
-        )
+        choose(VERBS, prog="nengram", description="Conditional memory (Engram) for language models.")
     except NengramError as error:
         _end(str(error), 2)
     except KeyboardInterrupt:
-        _end("interrupted; what was finished is kept, --resume continues", 130)
+        kept = (
+            "nothing half-written is left"
+            if sys.argv[1:2] == ["table"]
+            else "what was finished is kept, --resume continues"
+        )
+        _end(f"interrupted; {kept}", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
@@ -196,6 +459,28 @@ def main() -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         _end(f"{error.filename or 'disk'}: {error.strerror}; nothing half-written is left, --resume continues", 2)
+
+
+def choose(verbs: dict[str, Callable], **options: Any) -> Any:
+    """Parse the command line and call the verb it names: "table stat" is the verb `stat` of the group `table`.
+
+    options: as `tyro.cli` takes them.
+    """
+    grouped: dict[str, dict[str, Callable]] = {}
+    for name, function in verbs.items():
+        group, _, own = name.rpartition(" ")
+        grouped.setdefault(group, {})[own] = function
+    top = [(name, function, None) for name, function in grouped.pop("", {}).items()]
+    top += [(name, _one_of([(*verb, None) for verb in inner.items()]), GROUPS[name]) for name, inner in grouped.items()]
+    return tyro.cli(_one_of(top), **options)
+
+
+def _one_of(choices: list[tuple[str, Any, str | None]]) -> Any:
+    """The type that tyro reads as one subcommand of several: name, function or such a type, description."""
+    subcommand = tyro.conf.subcommand
+    return Union[  # noqa: UP007 - made at run time
+        tuple(Annotated[Any, subcommand(name, constructor=made, description=about)] for name, made, about in choices)
+    ]
 
 
 def _end(message: str, code: int) -> None:
@@ -207,10 +492,10 @@ def _warn(message, *_) -> None:
     print(f"nengram: note: {message}", file=sys.stderr)
 
 
-def _console():
+def _console(*, stderr: bool = False):
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 140)
+    return Console(width=None if sys.stdout.isatty() else 140, stderr=stderr)
 
 
 def _show(config) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import gates, hashing, memory_path, moe, report, row_update, startup
+from benchmarks import disk, gates, gather, hashing, memory_path, moe, report, row_update, serving, startup, table_tools
 from benchmarks.measure import interleave
 from nengram.memory import Engram
 from nengram.model.init import Draws
@@ -18,12 +18,62 @@ from nengram.study.share import PARTS
 HASHING = hashing.Sizes(compressed_vocab_size=50, rows_per_head=37, row_width=4, batch=2, context=9, batches=2, pairs=2)
 MOE = moe.Sizes(widths=(16,), tokens=16, experts=4, checked_tokens=8, pairs=2)
 ROW_UPDATE = row_update.Sizes(num_rows=500, row_width=4, lookups=64, checked_rows=50, pairs=2)
+TABLE_TOOLS = table_tools.Sizes(table_bytes=2**20, killed_bytes=2**20, row_width=32, kills=2)
+DISK = disk.Sizes(num_rows=3000, row_bytes=64, batches=(8, 200), package_rows=200, memmap_rows=8, rounds=2)
+GATHER = gather.Sizes(num_rows=300, row_bytes=32, lookups=64, middle=40, batch=8, batches=2, file_rows=100, pairs=2)
 ONE_GOAL = report.result("hashing", "x", "y", [report.figure("f", np.array([2.0]), "x", (">=", 3.0))], {})
 
 
-@pytest.mark.parametrize(("benchmark", "sizes"), [(hashing, HASHING), (moe, MOE), (row_update, ROW_UPDATE)])
+@pytest.mark.parametrize(
+    ("benchmark", "sizes"), [(hashing, HASHING), (moe, MOE), (row_update, ROW_UPDATE), (gather, GATHER)]
+)
 def test_leaves_a_complete_result(benchmark, sizes, tmp_path):
     check_saved(benchmark.run(sizes), tmp_path)
+
+
+@pytest.mark.skipif(disk.shutil.which("gcc") is None, reason="needs a C compiler for the ceiling")
+def test_disk_leaves_a_complete_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk.tempfile, "tempdir", str(tmp_path))
+    check_saved(disk.run(DISK), tmp_path)
+    assert not list(tmp_path.glob("nengram-disk-*"))
+
+
+def test_wrong_rows_from_the_disk_turn_red(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk.tempfile, "tempdir", str(tmp_path))
+    right = disk.MappedStore.prefetch
+    monkeypatch.setattr(disk.MappedStore, "prefetch", lambda self, rows: right(self, rows ^ 1))
+    with pytest.raises(gates.RedGate, match="rows of the store"):
+        disk.run(DISK)
+
+
+@pytest.mark.slow
+def test_table_tools_leave_a_complete_result(tmp_path):
+    check_saved(table_tools.run(TABLE_TOOLS), tmp_path)
+
+
+def test_what_takes_long_runs_only_when_named(places, monkeypatch):
+    ran: list[str] = []
+    monkeypatch.setattr(command, "run_all", lambda names, console: ran.extend(names) or 0)
+    assert command.main([]) == 0
+    assert ran == [name for name in command.NAMES if name not in command.ONLY_WHEN_NAMED]
+    ran.clear()
+    assert command.main(["table_tools"]) == 0
+    assert ran == ["table_tools"]
+
+
+def test_gather_goes_without_what_is_not_there_and_says_so(monkeypatch):
+    monkeypatch.setattr(gather.shutil, "which", lambda name: None)
+    monkeypatch.setattr(gather.importlib.util, "find_spec", lambda name: None)
+    found = gather.run(GATHER)
+    assert "no gcc" in found["gate"] and "engramdb-python is not installed" in found["gate"]
+    assert {one["what"].split()[0] for one in found["figures"]} == {"F.embedding,", "store", "kernel"}
+
+
+def test_a_wrong_gather_turns_red(monkeypatch):
+    right = gather.HostStore.prefetch
+    monkeypatch.setattr(gather.HostStore, "prefetch", lambda self, rows: right(self, rows ^ 1))
+    with pytest.raises(gates.RedGate, match="the store|a batch of the store"):
+        gather.run(GATHER)
 
 
 def test_memory_path_leaves_a_complete_result(data, config, tmp_path, monkeypatch):
@@ -33,6 +83,16 @@ def test_memory_path_leaves_a_complete_result(data, config, tmp_path, monkeypatc
     whole, *parts = (one["what"] for one in found["figures"])
     assert whole == "whole memory path / step"
     assert parts == [f"{part} / step" for part in PARTS]
+
+
+def test_serving_leaves_a_complete_result(data, tmp_path):
+    sizes = serving.Sizes(
+        width=64, blocks=2, row_width=4, rows_per_head=300, context=12, pairs=6, prefills=2, resamples=50
+    )
+    found = serving.run(sizes, data=data, folder=tmp_path)
+    check_saved(found, tmp_path)
+    assert [one["what"].split(",")[0] for one in found["figures"]][:1] == ["decode at batch 1"]
+    assert list(tmp_path.glob("*.safetensors")) == []
 
 
 @pytest.mark.slow

@@ -107,6 +107,37 @@ def test_eval_judges_other_text_and_row_controls(monkeypatch, capsys, finished, 
     assert losses["hashed"] != losses["permuted"]
 
 
+def test_text_from_disk_is_the_same_text_and_its_reads_are_told(monkeypatch, capsys, finished, data, tmp_path):
+    from nengram.study import reading
+
+    monkeypatch.setattr(reading, "prepare_for", lambda config: data)
+    words = ("generate", str(finished), "Ada Hopper went", "--tokens", "8", "--temperature", "0")
+    _, expected, _ = run(monkeypatch, capsys, *words)
+    stats, seen = tmp_path / "stats.json", str(tmp_path / "seen")
+    tiered = ("--table-tier", "tiered", "--hot-share", "0.02", "--verify-rows", "0.5", "--stats")
+    code, out, told = run(monkeypatch, capsys, *words, *tiered, "--stats-to", str(stats), "--record-rows", seen)
+    assert (code, out) == (0, expected) and "1, 2-gram" in told and "hot" in told
+    layer = json.loads(stats.read_text())["layers"]["1"]
+    assert layer["total"]["rows"] == 16 * json.loads(stats.read_text())["tokens"]
+    run(monkeypatch, capsys, *words, *tiered, "--stats-to", str(stats), "--hot-from", seen)
+    recorded = json.loads(stats.read_text())["layers"]["1"]["total"]
+    assert recorded["tiers"]["hot"]["hits"] == recorded["distinct"] > layer["total"]["tiers"]["hot"]["hits"]
+
+
+def test_evaluation_from_disk_gives_the_same_losses_and_its_reads_as_json(monkeypatch, capsys, finished, tmp_path):
+    from tests.conftest import small_corpus
+
+    other = tmp_path / "other.jsonl"
+    entries = small_corpus(seed=1)
+    other.write_text("".join(json.dumps({"key": e.key, "source": e.source, "text": e.text}) + "\n" for e in entries))
+    words = ("eval", str(finished), "--corpus", str(other), "--json")
+    _, resident, _ = run(monkeypatch, capsys, *words)
+    _, mapped, _ = run(monkeypatch, capsys, *words, "--table-tier", "mapped", "--stats")
+    assert json.loads(mapped)["losses"] == json.loads(resident)["losses"]
+    assert json.loads(mapped)["stats"]["layers"]["1"]["total"]["distinct"] > 0
+    assert "share" in refused(monkeypatch, capsys, *words, "--table-tier", "tiered", "--hot-share", "2")
+
+
 def test_trace_prints_rows_and_json(monkeypatch, capsys, finished):
     code, out, _ = run(monkeypatch, capsys, "trace", "Alan Turing", "--run", str(finished), "--json")
     assert code == 0 and json.loads(out)

@@ -14,16 +14,19 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save
 
-from nengram.config import Config, load_config
+from nengram.config import Config, TableOptions, load_config
 from nengram.errors import DataError, NengramError
 from nengram.files import write_atomic
+from nengram.infer.hot import count_rows, hot_sets
 from nengram.model import resolve
 from nengram.model.folder import load_model, open_folder
+from nengram.model.transformer import TRAINABLE
 from nengram.study.processes import last_record, stop_on_terminate
 from nengram.study.share import memory_share
 from nengram.text import Prepared, prepare
 from nengram.train import build_model, token_nats, train
 
+HOT_SHARE = TableOptions().hot_share
 FACTS, NATS = "arm.json", "test_nats.safetensors"
 
 
@@ -63,7 +66,11 @@ def run_arm(config: Config, folder: Path, *, test: bool = True) -> dict:
     resolved = resolve(config, data.tokenizer.get_vocab_size())
     model = build_model(resolved, data)
     kept = open_folder(folder / "final")
-    load_model(model, folder / "final")
+    tier = resolved.train.table_tier
+    hot = None
+    if tier == "tiered" and model.spec:
+        hot = hot_sets(model.spec, count_rows(model.spec, data.compression.cids_V, data.splits["train"]), HOT_SHARE)
+    load_model(model, folder / "final", tier=tier, hot=hot)
     facts = {
         "arm": resolved.budget.arm,
         "rho": resolved.budget.rho,
@@ -85,6 +92,8 @@ def run_arm(config: Config, folder: Path, *, test: bool = True) -> dict:
         if resolved.memory.kind == "engram" and resolved.memory.control == "hashed":
             permuted_N = token_nats(model, data.splits["test"], batch=batch, context=context, control="permuted")
             facts["test_nats_permuted"] = float(np.nanmean(permuted_N))
+    if tier not in TRAINABLE:
+        load_model(model, folder / "final")
     facts["memory_share"] = memory_share(model, resolved, data) if model.spec else 0.0
     write_atomic(folder / FACTS, json.dumps(facts, indent=1))
     return facts

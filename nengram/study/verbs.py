@@ -14,13 +14,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from nengram.address import take_census
-from nengram.config import Config, load_config
+from nengram.config import Config, TableOptions, load_config
 from nengram.errors import DataError
-from nengram.files import word_code, write_atomic
-from nengram.infer import load_run
+from nengram.files import write_atomic
+from nengram.infer import load_run, stream_text
+from nengram.infer.stats import to_dict
 from nengram.model import address_spec, resolve, split_budget
 from nengram.study.arm import corpus_place, prepare_for
 from nengram.study.compare import arm_config, check, compare, nats_by_source, reference_of
+from nengram.study.reading import Reading, open_run, own_corpus
 from nengram.study.report import draw, print_results, print_verdict
 from nengram.study.tokens import print_gains, starts_of, to_json, token_gains
 from nengram.study.trace import print_trace, trace
@@ -133,10 +135,28 @@ def run_train(config: Config, out: Path, *, resume: bool, console: Console) -> P
     return out
 
 
-def run_eval(run: Path, *, split: str, corpus: str, control: str, as_json: bool, console: Console) -> dict:
-    """Loss by source of a finished run, under a row control if asked. Raises CheckpointError, DataError."""
-    loaded = load_run(run)
-    config = loaded.config
+def run_eval(
+    run: Path, *, split: str, corpus: str, control: str, as_json: bool, tables: TableOptions, console: Console
+) -> dict:
+    """Loss by source of a finished run, under a row control if asked. Raises CheckpointError, DataError; as `open_run`."""
+    with open_run(run, tables, console) as reading:
+        losses = _losses(run, reading, split=split, corpus=corpus, control=control)
+        if as_json:
+            stats = {"stats": to_dict(reading.counters, reading.tokens)} if tables.stats else {}
+            about = {"run": str(run), "split": split, "control": control, "table_tier": tables.table_tier}
+            print(json.dumps(about | {"losses": losses} | stats, indent=1))
+            return losses
+        table = Table(title=f"{run}, {split} split, rows {control}")
+        for name in ("source", "nats a token", "bits per byte"):
+            table.add_column(name, justify="left" if name == "source" else "right")
+        for source, loss in losses.items():
+            table.add_row(source, f"{loss['nats']:.4f}", f"{loss['bits_per_byte']:.4f}")
+        console.print(table)
+    return losses
+
+
+def _losses(run: Path, reading: Reading, *, split: str, corpus: str, control: str) -> dict:
+    loaded, config = reading.run, reading.run.config
     if corpus:
         data = prepare(
             corpus_place(corpus),
@@ -145,25 +165,38 @@ def run_eval(run: Path, *, split: str, corpus: str, control: str, as_json: bool,
             cache_folder=config.data.cache,
         )
     else:
-        data = prepare_for(config)
-        if data.digest != loaded.facts["corpus"]:
-            raise DataError(
-                f"{config.data.corpus}: is not the text this run was trained on "
-                f"({word_code(loaded.facts['corpus'])}, now {word_code(data.digest)}); its splits would mix; name it with --corpus"
-            )
+        data = own_corpus(loaded, run)
     packed = data.splits[split]
     nats_N = token_nats(loaded.model, packed, batch=config.train.batch, context=config.model.context, control=control)
-    losses = nats_by_source(nats_N, packed)
-    if as_json:
-        print(json.dumps({"run": str(run), "split": split, "control": control, "losses": losses}, indent=1))
-        return losses
-    table = Table(title=f"{run}, {split} split, rows {control}")
-    for name in ("source", "nats a token", "bits per byte"):
-        table.add_column(name, justify="left" if name == "source" else "right")
-    for source, loss in losses.items():
-        table.add_row(source, f"{loss['nats']:.4f}", f"{loss['bits_per_byte']:.4f}")
-    console.print(table)
-    return losses
+    return nats_by_source(nats_N, packed)
+
+
+def run_generate(
+    run: Path,
+    prompt: str,
+    *,
+    tokens: int,
+    temperature: float,
+    top_k: int,
+    seed: int,
+    tables: TableOptions,
+    console: Console,
+) -> str:
+    """Continue a prompt on stdout as it is made; `console` (not stdout) gets the statistics. Raises as `stream_text`, `open_run`."""
+    written = []
+    with open_run(run, tables, console) as reading:
+        pieces = stream_text(reading.run, prompt, max_tokens=tokens, temperature=temperature, top_k=top_k, seed=seed)
+        print(prompt, end="", flush=True)
+        for piece in pieces:
+            written.append(piece)
+            print(harmless(piece), end="", flush=True)
+        print()
+    return "".join(written)
+
+
+def harmless(text: str) -> str:
+    """Text without control characters but line ends and tabs: what a model writes shall not steer the terminal."""
+    return "".join(char for char in text if char.isprintable() or char in "\n\t")
 
 
 def run_trace(

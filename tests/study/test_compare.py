@@ -144,6 +144,17 @@ def test_tuning_gives_every_arm_the_same_runs_and_ends_inside_the_grid(small, tm
     assert ratios == pytest.approx([2**0.5] * len(ratios), rel=1e-3)
 
 
+@pytest.mark.parametrize("tier", ["host", "mapped", "tiered"])
+def test_an_arm_is_the_same_arm_wherever_its_tables_are(small, tmp_path, tier):
+    config = small.replace(train__tokens=512, budget__arm="engram")
+    here = run_arm(config, tmp_path / "resident")
+    there = run_arm(config.replace(train__table_tier=tier), tmp_path / tier)
+    for name in ("dev_nats", "test_nats", "test_nats_permuted", "cost", "addresses"):
+        assert there[name] == here[name], name
+    finals = [(tmp_path / name / "final" / "table-1.safetensors").read_bytes() for name in ("resident", tier)]
+    assert finals[0] == finals[1]
+
+
 def test_a_finished_arm_returns_at_once_with_the_same_facts(small, tmp_path):
     small = small.replace(budget__arm="engram")
     facts = run_arm(small, tmp_path / "arm")
