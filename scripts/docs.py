@@ -7,7 +7,10 @@ and are made from committed files and from the code, never typed. `make docs` re
 nothing and exits with 1 when one is stale, which a test does at every run. A table whose results file does not exist says so.
 """
 
+import ast
+import dataclasses
 import inspect
+import io
 import json
 import re
 import sys
@@ -15,11 +18,14 @@ import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from rich.console import Console
+
 from nengram import cli
 from nengram.config import load_config
 from nengram.errors import nearest
 from nengram.files import write_atomic
 from nengram.model import split_budget
+from nengram.study.plan_report import print_plan
 from nengram.study.report import ARM_TITLES, READING_TITLES
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +33,8 @@ sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
 from benchmarks.report import load_all, markdown_table  # noqa: E402
 
 MARKED = re.compile(r"(<!-- begin:(?P<name>[\w-]+) -->\n).*?(<!-- end:(?P=name) -->)", re.S)
+ROWS_FOR_TOKENS = "experiments/2026-11-22-rows-for-tokens/results.json"
+CODEC_REPORTS = "experiments/2026-11-22-codecs"
 RULES = "experiments/2026-11-22-update-rules/results.json"
 
 
@@ -159,12 +167,86 @@ def rules() -> str:
     return f"{markdown(header, rows)}\n\n{told}{machine(found['environment'])}"
 
 
+def plan() -> str:
+    """What `nengram plan` prints for the plan in docs/plan.json."""
+    console = Console(width=140, record=True, file=io.StringIO())
+    print_plan(json.loads((ROOT / "docs" / "plan.json").read_text(encoding="utf-8")), console)
+    lines = (line.rstrip() for line in console.export_text().strip().splitlines())
+    return "```text\n" + "\n".join(lines) + "\n```"
+
+
+def rows_for_tokens() -> str:
+    """Predicted and counted: distinct n-grams, rows touched, rows read 8 times; and dev loss by rows where it was measured."""
+    path = ROOT / ROWS_FOR_TOKENS
+    if not path.exists():
+        return "*Not measured yet: the experiment has no results.json.*"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    rows = [
+        [
+            one["text"],
+            f"{one['tokens']:,}",
+            f"1/{round(one['tokens'] / one['known'])}",
+            str(one["order"]),
+            f"{one['distinct_error']:+.1%}".replace("%", " %"),
+            f"{one['rows']:,}",
+            *(" / ".join(f"{share:.1%}".replace("%", " %") for share in one[name]) for name in ("touched", "taught")),
+        ]
+        for one in found["predictions"]
+    ]
+    header = ["text", "tokens", "known", "order", "n-grams, error", "rows recommended", "touched: predicted / census"]
+    tables = [markdown([*header, "read 8 times: predicted / census"], rows)]
+    pilot = (
+        [f"{one['rows']:,}", str(one["order"]), f"{one['touched']:.1%}", f"{one['taught']:.1%}"]
+        for one in found["pilot"]
+    )
+    tables.append(markdown(["rows a head in the pilot", "order", "touched", "read 8 times or more"], pilot))
+    if found["losses"]:
+        sizes = ([f"x{one['times']:g}", str(one["rows_per_head"]), f"{one['dev_nats']:.4f}"] for one in found["losses"])
+        tables.append(markdown(["of the recommendation", "rows a head", "dev nats"], sizes))
+    return "\n\n".join([*tables, f"`{found['command']}`. {machine(found['environment'])}"])
+
+
 def speed() -> str:
     """The ratios of benchmarks/results that have a goal; benchmarks/README.md has them all."""
     folder = ROOT / "benchmarks" / "results"
     found = load_all(folder, sorted(path.stem for path in folder.glob("*.json")))
     with_goals = [one | {"figures": [figure for figure in one["figures"] if figure["goal"]]} for one in found]
     return markdown_table(with_goals) if found else "*Not measured yet: `make bench`.*"
+
+
+def table_benchmarks() -> str:
+    """The figures of the benchmarks about tables, goals or not."""
+    return markdown_table(load_all(ROOT / "benchmarks" / "results", ("gather", "disk", "serving")))
+
+
+def table_tools() -> str:
+    """Time and peak memory of the verbs that stream."""
+    return markdown_table(load_all(ROOT / "benchmarks" / "results", ("table_tools",)))
+
+
+def codecs() -> str:
+    """Error of a row and loss of a trained model under every codec, of experiments/2026-11-22-codecs."""
+    paths = sorted((ROOT / CODEC_REPORTS).glob("*/codecs.json"))
+    if not paths:
+        return "*Not measured yet: the experiment has no results.*"
+    return "\n\n".join(codec_table(json.loads(path.read_text(encoding="utf-8"))) for path in paths)
+
+
+def codec_table(found: dict) -> str:
+    """One trained run under every codec: size, error of a row, and loss against its own table."""
+    rows, width = [], 0
+    for name, one in found["codecs"].items():
+        table = next(iter(one["tables"].values()))
+        width = table["codec"]["row_width"]
+        rms = (f"{table['rms_relative_error'][share]:.2%}".replace("%", " %") for share in ("median", "p99"))
+        loss = f"{one['difference']:+.5f}", f"{one['standard_error']:.5f}"
+        rows.append([name, str(one["row_bytes"]), f"{one['table_bytes'] / 2**20:.2f}", *rms, *loss])
+    header = ["codec", "bytes a row", "MiB", "rms error of a row, median", "p99", "loss, nats", "standard error"]
+    told = (
+        f"Rows of {width} numbers; {found['nats']:.4f} nats on {found['tokens']:,} tokens of {found['split']} with the table as "
+        f"trained, differences against that, paired by token. {machine(found['environment'])}"
+    )
+    return f"{markdown(header, rows)}\n\n{told}"
 
 
 def sizes() -> str:
@@ -212,6 +294,9 @@ def verb_section(name: str, function: Callable) -> str:
     told = {argument: text.strip() for argument, _, text in lines}
     usage, rows = f"nengram {name}", []
     for parameter in inspect.signature(function).parameters.values():
+        if dataclasses.is_dataclass(parameter.default):
+            rows += grouped_options(type(parameter.default))
+            continue
         positional = parameter.kind is parameter.POSITIONAL_ONLY
         shown, default = parameter.name.upper() if positional else f"--{parameter.name.replace('_', '-')}", ""
         if positional:
@@ -220,6 +305,18 @@ def verb_section(name: str, function: Callable) -> str:
             default = f"`{parameter.default}`"
         rows.append([f"`{shown}`", told[parameter.name].replace("<", r"\<"), default])
     return f"## {name}\n\n```\n{usage}\n```\n\n{summary.strip()}\n\n{markdown(['', 'what', 'default'], rows, left=3)}"
+
+
+def grouped_options(kind: type) -> list[list[str]]:
+    """The options that a dataclass adds to a verb: its fields, and the sentence under each."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body
+    pairs = zip(body, body[1:], strict=False)
+    told = {field.target.id: text.value.value for field, text in pairs if isinstance(field, ast.AnnAssign)}
+    rows = []
+    for field in dataclasses.fields(kind):
+        default = f"`{field.default}`" if field.default not in (None, "", False) else ""
+        rows.append([f"`--{field.name.replace('_', '-')}`", told[field.name], default])
+    return rows
 
 
 def example() -> str:
@@ -238,6 +335,11 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "demo": lambda: comparison("demo"),
     "speed": speed,
     "rules": rules,
+    "table-benchmarks": table_benchmarks,
+    "table-tools": table_tools,
+    "codecs": codecs,
+    "plan": plan,
+    "rows-for-tokens": rows_for_tokens,
     "sizes": sizes,
     "options": options,
     "example": example,
