@@ -17,7 +17,8 @@ from benchmarks.report import load_all, markdown_table, put_between_marks, save,
 from nengram.errors import nearest
 from nengram.files import write_atomic
 
-NAMES = ("hashing", "moe", "memory_path", "row_update", "startup")
+NAMES = ("hashing", "moe", "memory_path", "row_update", "gather", "startup", "disk", "serving", "table_tools")
+ONLY_WHEN_NAMED = ("disk", "serving", "table_tools")  # these take minutes, and 5, 8 or 24 GiB of disk
 FOLDER = Path(__file__).parent / "results"
 README = Path(__file__).parent / "README.md"
 
@@ -25,14 +26,20 @@ README = Path(__file__).parent / "README.md"
 def main(arguments: list[str] | None = None) -> int:
     """The exit code: 1 when a gate was red, else 0."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Ratios in one run, on one thread.")
-    parser.add_argument("names", nargs="*", metavar="name", help=f"any of {', '.join(NAMES)}; none: all")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="name",
+        help=f"any of {', '.join(NAMES)}; none: all but {', '.join(ONLY_WHEN_NAMED)}",
+    )
     parser.add_argument("--table", action="store_true", help="measure nothing; renew the table in benchmarks/README.md")
     options = parser.parse_args(arguments)
     for name in options.names:
         if name not in NAMES:
             parser.error(f'no benchmark "{name}"{nearest(name, NAMES)}; there are {", ".join(NAMES)}')
     torch.set_num_threads(1)
-    red = 0 if options.table else run_all(options.names or NAMES, Console())
+    names = options.names or [name for name in NAMES if name not in ONLY_WHEN_NAMED]
+    red = 0 if options.table else run_all(names, Console())
     table = markdown_table(load_all(FOLDER, NAMES))
     write_atomic(README, put_between_marks(README.read_text(encoding="utf-8"), table))
     if options.table:
