@@ -21,16 +21,17 @@ increment_version = torch.autograd.graph.increment_version
 
 
 class Loan:
-    """A buffer on loan. `array_NB`, on the CPU, is what was lent of it, as bytes of rows.
+    """A buffer on loan. `array_NB`, on the CPU, is what was lent of it, as bytes of rows; `address` is where it begins.
 
     Views are kept from loan to loan, and made of numpy where that will do: in a step whose forward pass has pushed
     everything else out of the caches, each call into torch costs tens of microseconds.
     """
 
-    __slots__ = ("array_NB", "buffer", "capacity", "count", "shape", "shaped", "whole_NB")
+    __slots__ = ("address", "array_NB", "buffer", "capacity", "count", "shape", "shaped", "whole_NB")
 
     def __init__(self, buffer: torch.Tensor) -> None:
         self.buffer, self.capacity, self.count = buffer, len(buffer), -1
+        self.address = buffer.data_ptr()
         self.whole_NB = buffer.view(torch.uint8).numpy() if buffer.is_cpu else None
         self.array_NB: np.ndarray | None = None
         self.shape = self.shaped = None

@@ -1,9 +1,10 @@
 """Reads of many rows from the files of a table: begun at once, finished when they are waited for.
 
 A request begins on the caller's thread, which copies whatever is in memory. After a few rows that are not, the rest
-goes to a pool of threads: asking the device for a page costs a few microseconds of a core (9 on a virtual machine),
-which is then not the caller's. A request that is wholly in memory, the usual case behind a hot set, never sees the pool
-and its 20-50 us of hand-over. Several requests may be under way at once.
+goes to a pool of threads: asking an idle device for a page costs 9 us of a core in a busy queue and 100 in an empty one
+(on a virtual machine, which leaves the guest for it), which is then not the caller's. After a request that had to fetch
+rows the next one goes to the pool at once; one that is wholly in memory, the usual case of a table that fits the page
+cache, never sees the pool and its 20-50 us of hand-over. Several requests may be under way at once.
 
 Files are watched: once its rows have been read, a file whose length or time of change is not what it was is refused,
 since they may be of two tables (before it is touched too, where it is mapped). One that was replaced by another under
@@ -90,6 +91,7 @@ class PageReader:
         self._borders_S = _firsts(reader.files)[:-1]
         self._closed = False
         self._pool: ThreadPoolExecutor | None = None
+        self.is_cold = False  # the request that was waited for last had to fetch rows
         self._pool_of = 0
 
     def begin(self, rows_U: np.ndarray, out_UB: np.ndarray) -> "Reading":
@@ -150,16 +152,19 @@ class Reading:
         self._inline, self._jobs = 0, []
 
     def start(self) -> None:
-        """Copy what is in memory; leave to the pool what a few misses show to be work."""
-        total = self._rows_U.size
-        done, self._inline = self._ask(0, min(total, INLINE_ROWS), INLINE_MISSES)
+        """Copy what is in memory; leave to the pool what the last request, or a few misses, show to be work."""
+        total, done = self._rows_U.size, 0
+        if not self._pages.is_cold:
+            done, self._inline = self._ask(0, min(total, INLINE_ROWS), INLINE_MISSES)
         if done < total:
             self._jobs = [self._pages.submit(self._read, *piece) for piece in self._pages.pieces(done, total)]
 
     def wait(self) -> None:
         """Until every row is there. Raises: StoreError in one line when one could not be read, or a file was changed."""
         self._pages.require_open()
-        bad = [job.result()[1] for job in self._jobs]
+        results = [job.result() for job in self._jobs]
+        self._pages.is_cold = bool(self._inline or any(count for (_, count), _ in results))
+        bad = [place for _, place in results]
         if self._inline:
             bad.append(self._pages._reads.finish(self._rows_U, self._missed_U[: self._inline], self._out_UB))
         for file in self._watched:

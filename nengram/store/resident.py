@@ -91,6 +91,7 @@ class ResidentStore(Store):
         self._ring = BufferRing(self.row_width, self.dtype, self.device, poison=poison)
         self._coded_ring = BufferRing(codec.row_bytes, torch.uint8, poison=poison)
         self.coded_RB = weight.view(torch.uint8).numpy() if self.device.type == "cpu" else None
+        self._address, self._gather_at = weight.data_ptr(), None
 
     def __repr__(self) -> str:
         name = str(self.dtype).removeprefix("torch.") if self.codec.plain else self.codec.name
@@ -114,15 +115,24 @@ class ResidentStore(Store):
         if self.coded_RB is None:
             self._gather_torch(rows, loan)
             return
-        rows_N = flat_rows(rows, self.num_rows)
-        coded = loan if self.codec.plain else self._coded_ring.lend(rows_N.size)
-        outside = gatherer()(self.coded_RB, rows_N, coded.array_NB)
+        coded = loan if self.codec.plain else self._coded_ring.lend(rows.numel())
+        outside = self._copy_rows(rows, coded)
         if coded is not loan:
             if outside < 0:
                 self.codec.decode(coded.rows(), loan.rows())
             self._coded_ring.take_back(coded)
         if outside >= 0:
             check_rows(rows, self.num_rows)
+
+    def _copy_rows(self, rows: torch.Tensor, coded: Loan) -> int:
+        """Bytes of rows into the loan; -1, or the position of the first row outside the table."""
+        if not (rows.is_cpu and rows.dtype == torch.int64 and rows.is_contiguous()):
+            return gatherer()(self.coded_RB, flat_rows(rows, self.num_rows), coded.array_NB)
+        if self._gather_at is None:
+            from nengram.store.gather import gather_at  # compiles at first use
+
+            self._gather_at = gather_at(self.codec.row_bytes)
+        return self._gather_at(self._address, self.num_rows, rows.data_ptr(), rows.numel(), coded.address)
 
     @torch.no_grad()
     def _gather_torch(self, rows: torch.Tensor, loan: Loan) -> None:

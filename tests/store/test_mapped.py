@@ -271,3 +271,20 @@ def test_counters_tell_the_page_cache_from_the_disk(path):
         assert first["disk"]["reads"] <= 99 and first["disk"]["bytes"] == 4096 * first["disk"]["reads"]
         assert first["disk"]["hits"] + first["page cache"]["hits"] == len(rows)
         assert second["disk"] == {"hits": 0, "reads": 0, "bytes": 0}
+
+
+@pytest.mark.skipif(
+    page_reader.best_reads() != "cached", reason="only such reads tell a row in memory from one that is not"
+)
+def test_after_a_request_that_fetched_rows_the_pool_has_the_next_one(path):
+    rows = torch.arange(20)
+    with MappedStore(path) as store:
+        pages = store._pages
+        assert torch.equal(read(store, rows), vectors_of(0)[rows])
+        assert not pages.is_cold and pages._pool is None  # just written, hence in the page cache
+        os.posix_fadvise(store.reader.files[0].fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        assert torch.equal(read(store, rows), vectors_of(0)[rows])
+        if not pages.is_cold:
+            pytest.skip("this file system keeps a file's pages in memory")
+        assert torch.equal(read(store, rows), vectors_of(0)[rows])
+        assert pages._pool is not None and not pages.is_cold
