@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from nengram.address import AddressSpec
+from nengram.config import TABLE_TIERS
 from nengram.errors import AddressError, CheckpointError, StoreError, nearest
 from nengram.memory.format_1 import FORMAT as FORMAT_1
 from nengram.memory.format_1 import OldTable
@@ -24,7 +25,6 @@ from nengram.store.safetensors_header import read_header
 from nengram.store.table_file import TableReader, open_table, write_table
 from nengram.store.table_place import find
 
-TIERS = ("resident", "host", "mapped", "tiered")
 AT_ONCE = 4 << 20  # bytes of rows that are in memory while a table streams by
 NAME_OF = {kind.vector_dtype: name for name, kind in CODECS.items() if kind.plain}
 
@@ -99,8 +99,8 @@ def open_store(
     Raises: CheckpointError for a table that is damaged, of other addresses, or only a part; StoreError for a tier,
     device or hot set that does not exist or fit.
     """
-    if tier not in TIERS:
-        raise StoreError(f'unknown tier "{tier}"{nearest(str(tier), TIERS)}; there are {", ".join(TIERS)}')
+    if tier not in TABLE_TIERS:
+        raise StoreError(f'unknown tier "{tier}"{nearest(str(tier), TABLE_TIERS)}; there are {", ".join(TABLE_TIERS)}')
     if (tier == "tiered") != (hot is not None):
         raise StoreError(f'tier "tiered" goes with a hot set, and no other tier does; this is "{tier}"')
     wanted = spec, layer_id, row_width

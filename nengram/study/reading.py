@@ -71,6 +71,8 @@ def hot_for(folder: Path, options: TableOptions, console: Console) -> dict[int, 
     check_share(options.hot_share)
     run = load_run(folder, tier="mapped")
     spec = run.model.spec
+    for store in run.model.stores.values():
+        store.close()
     if spec is None:
         return {}
     if options.hot_from:
@@ -84,8 +86,13 @@ def training_counts(folder: Path, run: LoadedRun, console: Console) -> dict[int,
         return load_counts(folder / COUNTS, run.model.spec)
     console.print("counting the rows that the training text reads ...", highlight=False)
     counts = count_rows(run.model.spec, run.compression.cids_V, own_corpus(run, folder).splits["train"])
-    for layer_id, one in counts.items():
-        one.save(folder / COUNTS / counts_name(layer_id))
+    try:
+        for layer_id, one in counts.items():
+            one.save(folder / COUNTS / counts_name(layer_id))
+    except OSError as error:  # a run that may only be read is still a run
+        console.print(
+            f"the counts are not kept in {folder / COUNTS}: {error.strerror}", highlight=False, soft_wrap=True
+        )
     return counts
 
 

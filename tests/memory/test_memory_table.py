@@ -10,10 +10,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from nengram.address import AddressSpec
+from nengram.config import TABLE_TIERS
 from nengram.errors import CheckpointError, StoreError
 from nengram.memory import hot_name, load_table, open_store, order_labels, save_table
 from nengram.memory.packing import pack
-from nengram.memory.table import TIERS, open_rows
+from nengram.memory.table import open_rows
 from nengram.store import HotSet, ResidentStore, SparseAdam, make_codec, write_table
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -204,7 +205,7 @@ def table(tmp_path):
 
 def open_tiers(path, **wanted):
     hot = HotSet(np.array([0, 9, 20]), belongs_to=hot_name(SPEC, 4))
-    return {tier: open_store(path, tier, hot=hot if tier == "tiered" else None, **wanted) for tier in TIERS}
+    return {tier: open_store(path, tier, hot=hot if tier == "tiered" else None, **wanted) for tier in TABLE_TIERS}
 
 
 @pytest.mark.parametrize("name", ["fp32", "fp8"])
@@ -216,7 +217,7 @@ def test_every_tier_gives_the_same_vectors(table, name):
             assert torch.equal(ticket.vectors(), expected), tier
 
 
-@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("tier", TABLE_TIERS)
 @pytest.mark.parametrize(
     ("wanted", "words"),
     [
@@ -233,7 +234,7 @@ def test_every_tier_refuses_the_table_of_another_model(table, tier, wanted, word
     assert "fp8" in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("tier", TABLE_TIERS)
 def test_every_tier_refuses_a_part_of_a_table(table, tier):
     hot = HotSet(np.array([0])) if tier == "tiered" else None
     shard = next((table / "fp8").glob("*.safetensors"))
@@ -255,7 +256,7 @@ def test_a_hot_set_is_read_from_its_file_and_must_be_this_tables(table):
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are counted in /proc")
 def test_a_refused_table_leaves_no_file_open(table):
     before = len(list(Path("/proc/self/fd").iterdir()))
-    for tier in TIERS:
+    for tier in TABLE_TIERS:
         with pytest.raises(CheckpointError):
             open_store(table / "fp8", tier, hot=HotSet(np.array([0])) if tier == "tiered" else None, row_width=4)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
