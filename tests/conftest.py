@@ -2,12 +2,14 @@
 
 import os
 import random
+import sys
 
 os.environ["NENGRAM_CHECK_SHAPES"] = "1"  # before nengram is imported: shapes at public borders are checked
 
 import pytest
 import torch
 
+from nengram.cli import main
 from nengram.config import Config, load_config
 from nengram.text import Entry, Prepared, prepare
 
@@ -29,6 +31,18 @@ def small_corpus(entries: int = 300, seed: int = 0) -> list[Entry]:
         )
         made.append(Entry(f"entry {number}", "facts" if number % 3 else "notes", sentences))
     return made
+
+
+def run_command(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr of `nengram ARGUMENTS` in this process."""
+    monkeypatch.setattr(sys, "argv", ["nengram", *map(str, arguments)])
+    code = 0
+    try:
+        main()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
 
 
 @pytest.fixture(scope="session")

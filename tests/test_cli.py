@@ -6,20 +6,8 @@ import sys
 
 import pytest
 
-from nengram.cli import main
 from nengram.train import train
-
-
-def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
-    """Exit code, stdout, stderr of `nengram ARGUMENTS` in this process."""
-    monkeypatch.setattr(sys, "argv", ["nengram", *arguments])
-    code = 0
-    try:
-        main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
+from tests.conftest import run_command as run
 
 
 def refused(monkeypatch, capsys, *arguments: str) -> str:

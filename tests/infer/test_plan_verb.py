@@ -2,14 +2,12 @@
 
 import io
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from nengram.cli import main
 from nengram.config import Config, load_config, to_toml
 from nengram.errors import ConfigError
 from nengram.infer import measure
@@ -17,7 +15,7 @@ from nengram.infer.plan_rates import ASSUMED
 from nengram.infer.plan_sizes import GIB
 from nengram.model import Transformer
 from nengram.study.plan_report import print_plan
-from tests.conftest import small_corpus
+from tests.conftest import run_command, small_corpus
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +30,7 @@ def corpus(tmp_path_factory):
 
 def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
     """Exit code, stdout, stderr of `nengram plan ARGUMENTS` in this process."""
-    monkeypatch.setattr(sys, "argv", ["nengram", "plan", *map(str, arguments)])
-    code = 0
-    try:
-        main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
+    return run_command(monkeypatch, capsys, "plan", *arguments)
 
 
 @pytest.fixture

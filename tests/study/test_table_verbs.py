@@ -1,7 +1,6 @@
 """`nengram table`: every verb on real tables, and every mistake in one line."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -9,9 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nengram.address import Addresser, AddressSpec
-from nengram.cli import VERBS, choose, main
+from nengram.cli import VERBS, choose
 from nengram.memory import load_table, save_table
 from nengram.store import ResidentStore
+from tests.conftest import run_command
 
 DEEPSEEK = {
     "engram_layer_ids": [1],
@@ -30,14 +30,7 @@ def run(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["nengram", "table", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
+        return run_command(monkeypatch, capsys, "table", *arguments)
 
     return run
 
