@@ -20,7 +20,7 @@ from typing import Any
 
 from nengram.errors import ConfigError, nearest
 
-ARMS = ("moe", "engram", "one_row", "misaligned", "additive", "no_table")
+ARMS = ("moe", "engram", "one_row", "misaligned", "frozen", "additive", "no_table", "wide_shared")
 TABLE_TIERS = ("resident", "host", "mapped", "tiered")
 
 
@@ -82,6 +82,10 @@ class MemoryConfig:
     compressed_vocab_size: int = 0  # 0: what the tokenizer gives
     pad_id: int = 0  # raw id that stands before a start (our BPE's <|pad|> is 0, DeepSeek's is 2)
     table_std: float = 0.02  # N(0, 1) turned a gain into a loss at small scale
+    frozen: bool = False  # rows stay as they were drawn: a random feature of the n-gram, nothing learned
+    frozen_std: float = 0.5  # of the arm `frozen`, in the place of table_std: about where trained rows end up
+    gate: str = "sign"  # one of nengram.memory.GATES: "sign", "copysign", "plain" (no root), "open" (no gate)
+    shared_table: bool = False  # all memory layers read the rows of the first, from one table
     seed: int = 0  # of the hash
     codec: str = "fp32"  # how a row is stored, one of nengram.store.CODECS; a model is built with "fp32"
 
@@ -108,7 +112,13 @@ class TrainConfig:
     )
     seed: int = 0  # of the weights and of the order of the documents
     eval_every: int = 0  # steps between looks at dev; 0: at the end only
-    eval_tokens: int = 32768  # of dev, per look
+    eval_tokens: int = 32768  # of dev, per look, evenly spread
+    test_tokens: int = 0  # of test, judged once at the end, evenly spread; 0: all of it
+    meter_every: int = 0  # steps between looks at dev with permuted rows: what the lookup itself contributes; 0: never
+    second_pass: str = (
+        "keep"  # what protects a further pass over the text: "keep" (nothing), "fresh_tables", "mask_rare"
+    )
+    rare_below: int = 2  # "mask_rare": n-grams met less often than this in one pass are not read
     checkpoint_every: int = 100  # steps
     log_every: int = 10  # steps
 
@@ -122,6 +132,27 @@ class CompareConfig:
     lr: dict[str, float] = field(default_factory=dict)
     tuned_by: str = ""  # the command that found `lr`, and what it found
     reference: str = ""  # a committed results.json of the same preset, printed beside a quicker run
+
+
+@dataclass(frozen=True)
+class RateConfig:
+    """A learning rate found on dev, for one arm at one share and budget."""
+
+    arm: str = "engram"
+    rho: float = 0.6
+    tokens: int = 0  # 0: whatever the training budget
+    lr: float = 0.006
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """A study over any keys. A grid is the product of its keys' values; every grid is run with every seed."""
+
+    grids: tuple[dict[str, list], ...] = ()  # e.g. {"budget.rho" = [1.0, 0.6], "train.tokens" = [409600]}
+    seeds: tuple[int, ...] = (0, 1, 2)
+    repeat: bool = False  # points may read the text more than once
+    rates: tuple[RateConfig, ...] = ()  # `train.lr` between two shares is interpolated on a log scale
+    tuned_by: str = ""  # the command that found `rates`, and what it found
 
 
 @dataclass(frozen=True)
@@ -155,6 +186,7 @@ class Config:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
 
     def replace(self, **dotted: Any) -> "Config":
         """A copy with e.g. `replace(train__lr=0.004)` changed; `__` stands for the dot. Raises ConfigError."""
@@ -181,6 +213,18 @@ def load_config(where: str | Path, overrides: Iterable[str] = ()) -> Config:
         _put(tree, key.strip().split("."), _parse(value.strip()), where=f'override "{text}"')
     tree.setdefault("name", path.stem)
     return _build(Config, tree, str(path))
+
+
+def with_grid(config: Config, over: Iterable[str]) -> Config:
+    """The config with one grid, from axes like `budget.rho=[1.0, 0.6]`; unchanged without any. Raises ConfigError."""
+    grid = {}
+    for text in over:
+        key, equals, value = text.partition("=")
+        values = _parse(value.strip())
+        if not equals or not isinstance(values, list):
+            raise ConfigError(f'--over "{text}": write section.key=[value, value, ...], e.g. budget.rho=[1.0,0.6]')
+        grid[key.strip()] = values
+    return config.replace(sweep__grids=[grid]) if grid else config
 
 
 def find_config(where: str | Path) -> Path:
@@ -221,15 +265,16 @@ def to_toml(config: Config) -> str:
 
 def differences(config: Config, base: Config | None = None) -> list[tuple[str, Any, Any]]:
     """(dotted key, base value, value) wherever `config` differs from `base` (default: the defaults)."""
-    left, right = _flat(as_dict(base or Config())), _flat(as_dict(config))
+    left, right = flat(as_dict(base or Config())), flat(as_dict(config))
     return [(key, left.get(key), right.get(key)) for key in right | left if left.get(key) != right.get(key)]
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted keys: {"train": {"lr": 0.1}} -> {"train.lr": 0.1}."""
+    found: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def _lists(value: Any) -> Any:
@@ -275,6 +320,8 @@ def _cast(hint: Any, value: Any, key: str, where: str) -> Any:
             return {str(name): _cast(hint.__args__[1], item, f"{key}.{name}", where) for name, item in value.items()}
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
+    elif hint is list and isinstance(value, tuple):
+        return list(value)
     elif type(value) is hint:
         return value
     raise ConfigError(f'{where}: "{key}" must be {_in_words(hint)}, got {value!r}')
@@ -285,5 +332,5 @@ def _in_words(hint: Any) -> str:
         return "a section"
     if isinstance(hint, types.GenericAlias):
         kind, of = ("a list", hint.__args__[0]) if hint.__origin__ is tuple else ("a table", hint.__args__[1])
-        return f"{kind} of {of.__name__}"
-    return {str: "text", bool: "true or false", int: "a whole number", float: "a number"}[hint]
+        return f"{kind} of {'table' if isinstance(of, types.GenericAlias) else of.__name__}"
+    return {str: "text", bool: "true or false", int: "a whole number", float: "a number", list: "a list"}[hint]

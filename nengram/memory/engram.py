@@ -13,14 +13,15 @@ vectors side by side:
     y = u + silu(conv(rms(u)))                                  (equation 5)
 
 and y is added to the residual stream before attention. The signed square root is in every public
-implementation and in no paper; it steepens the gate around indifference. The convolution, depthwise and
+implementation and in no paper; it steepens the gate around indifference. `GATES` names it, its like, and the
+two that ask what it is worth: the paper's equation as printed, and no gate at all. The convolution, depthwise and
 causal, lets a position use what the last few positions found. Its weights start at zero, so at first y = u; u
 itself is never zero at the start, or nothing would learn.
 
 `nengram.memory.reference` is this file as loops, and the better first read.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -40,8 +41,9 @@ class Engram(nn.Module):
     kernel, dilation: the convolution reads t, t - dilation, ... `kernel` of them; the paper's dilation is its
         highest n-gram order. conv=False leaves it out (DeepSeek-V4.1).
     bias: biases in both projections (the public demo has them, the paper and its successors do not).
-    gate: "sign" (the demo, Qwen) or "copysign" (DeepSeek-V4.1). They differ at s = 0 only, where the gate is
-        one half, or a little above.
+    gate: one of `GATES`. "sign" (the demo, Qwen) and "copysign" (DeepSeek-V4.1) differ at s = 0 only, where the
+        gate is one half, or a little above. "plain": sigmoid(s), equation 4 without a root. "open": the gate is
+        1 and there is no key: no projection, no gains, hidden state unread; with conv=False that is `Additive`.
     gate_eps: inside the root of the query and key norms; None is the epsilon of the hidden state's dtype.
     conv_eps: the same for the convolution's input norm.
     Raises: ConfigError for an option that does not exist or a size below one.
@@ -64,16 +66,18 @@ class Engram(nn.Module):
         super().__init__()
         if min(memory_width, width, branches, kernel, dilation) < 1:
             raise ConfigError("memory_width, width, branches, kernel and dilation must all be at least 1")
-        if gate not in SIGNED_ROOTS:
-            known = ", ".join(SIGNED_ROOTS)
-            raise ConfigError(f'unknown gate "{gate}"{nearest(gate, SIGNED_ROOTS)}; there are {known}')
+        if gate not in GATES:
+            raise ConfigError(f'unknown gate "{gate}"{nearest(gate, GATES)}; there are {", ".join(GATES)}')
         self.memory_width, self.width, self.branches = memory_width, width, branches
         self.kernel, self.dilation, self.conv = kernel, dilation, conv
         self.gate, self.gate_eps, self.conv_eps = gate, gate_eps, conv_eps
-        self.key_proj = nn.Linear(memory_width, branches * width, bias=bias)
+        self.gated = gate != "open"
+        if self.gated:
+            self.key_proj = nn.Linear(memory_width, branches * width, bias=bias)
         self.value_proj = nn.Linear(memory_width, width, bias=bias)
-        self.query_gain = nn.Parameter(torch.empty(branches, width))
-        self.key_gain = nn.Parameter(torch.empty(branches, width))
+        if self.gated:
+            self.query_gain = nn.Parameter(torch.empty(branches, width))
+            self.key_gain = nn.Parameter(torch.empty(branches, width))
         if conv:
             self.conv_gain = nn.Parameter(torch.empty(branches, width))
             self.conv_weight = nn.Parameter(torch.empty(kernel, branches, width))
@@ -96,9 +100,7 @@ class Engram(nn.Module):
         Raises: ConfigError when the shapes do not fit this layer.
         """
         vecs_BTM = self._side_by_side(vecs, hidden_BTGD)
-        gate_BTG = self._gates(vecs_BTM, hidden_BTGD, blocked_BT)
-        value_BTD = self.value_proj(vecs_BTM)
-        gated_BTGD = gate_BTG.to(value_BTD.dtype).unsqueeze(-1) * value_BTD.unsqueeze(2)
+        gated_BTGD = self._gated(vecs_BTM, hidden_BTGD, blocked_BT)
         if not self.conv:
             return gated_BTGD
         return gated_BTGD + F.silu(self._short_conv(gated_BTGD, state))
@@ -110,17 +112,30 @@ class Engram(nn.Module):
     def new_state(self, batch: int) -> ConvState:
         """The convolution's memory before the first token of `batch` sequences."""
         past = (self.kernel - 1) * self.dilation if self.conv else 0
-        return ConvState(self.query_gain.new_zeros(batch, past, self.branches, self.width))
+        return ConvState(self.value_proj.weight.new_zeros(batch, past, self.branches, self.width))
+
+    def _gated(self, vecs_BTM: Tensor, hidden_BTGD: Tensor, blocked_BT: Tensor | None) -> Tensor:
+        """The value as each branch believes it, before the convolution."""
+        gate_BTG = self._gates(vecs_BTM, hidden_BTGD, blocked_BT) if self.gated else None
+        value_BTD = self.value_proj(vecs_BTM)
+        if gate_BTG is not None:
+            return gate_BTG.to(value_BTD.dtype).unsqueeze(-1) * value_BTD.unsqueeze(2)
+        if blocked_BT is not None:
+            value_BTD = value_BTD.masked_fill(blocked_BT.unsqueeze(-1), 0.0)
+        return value_BTD.unsqueeze(2).expand(-1, -1, self.branches, -1)
 
     def _gates(self, vecs_BTM: Tensor, hidden_BTGD: Tensor, blocked_BT: Tensor | None) -> Tensor:
+        gate_BTG = self._opened(vecs_BTM, hidden_BTGD) if self.gated else hidden_BTGD.new_ones(hidden_BTGD.shape[:3])
+        return gate_BTG if blocked_BT is None else gate_BTG.masked_fill(blocked_BT.unsqueeze(-1), 0.0)
+
+    def _opened(self, vecs_BTM: Tensor, hidden_BTGD: Tensor) -> Tensor:
         # Neither norm is written out: each is one number per branch, and the gains meet in their product.
         eps = torch.finfo(hidden_BTGD.dtype).eps if self.gate_eps is None else self.gate_eps
         hidden = _at_least_float32(hidden_BTGD)
         key = _at_least_float32(self.key_proj(vecs_BTM).view(hidden_BTGD.shape))
         dot_BTG = torch.linalg.vecdot(hidden * (self.query_gain * self.key_gain), key)
         score_BTG = dot_BTG * _inverse_rms(hidden, eps) * _inverse_rms(key, eps) * self.width**-0.5
-        gate_BTG = torch.sigmoid(SIGNED_ROOTS[self.gate](score_BTG))
-        return gate_BTG if blocked_BT is None else gate_BTG.masked_fill(blocked_BT.unsqueeze(-1), 0.0)
+        return torch.sigmoid(GATES[self.gate](score_BTG))
 
     def _short_conv(self, gated_BTGD: Tensor, state: ConvState | None) -> Tensor:
         wide = _at_least_float32(gated_BTGD)
@@ -142,7 +157,7 @@ class Engram(nn.Module):
                 f"vectors {tuple(vecs.shape)} do not give {self.memory_width} numbers to each of "
                 f"{hidden_BTGD.shape[0]} x {hidden_BTGD.shape[1]} positions"
             )
-        return vecs_BTM.to(self.key_proj.weight.dtype)
+        return vecs_BTM.to(self.value_proj.weight.dtype)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
@@ -151,18 +166,19 @@ class Engram(nn.Module):
         The value then has the scale of the table's rows, whatever the widths. Only the convolution may start
         at zero: a zero projection on a zero table has no gradient at all.
         """
-        for proj in (self.key_proj, self.value_proj):
+        for proj in (self.key_proj, self.value_proj) if self.gated else (self.value_proj,):
             proj.weight.normal_(std=self.memory_width**-0.5, generator=generator)
             if proj.bias is not None:
                 proj.bias.zero_()
-        self.query_gain.fill_(1.0)
-        self.key_gain.fill_(1.0)
+        if self.gated:
+            self.query_gain.fill_(1.0)
+            self.key_gain.fill_(1.0)
         if self.conv:
             self.conv_gain.fill_(1.0)
             self.conv_weight.zero_()
 
     def param_groups(self) -> list[dict]:
-        """The two projections as kind "matrix" (for Muon, weight decay), all else as kind "vector"."""
+        """The projections as kind "matrix" (for Muon, weight decay), all else as kind "vector"."""
         return by_kind(self.named_parameters())
 
     def cost(self, context: int = 0) -> dict[str, int]:
@@ -172,9 +188,10 @@ class Engram(nn.Module):
         symmetry with attention: nothing here depends on it.
         """
         branch_width = self.branches * self.width
-        proj = 2 * self.memory_width * (branch_width + self.width)
-        bias = branch_width + self.width if self.key_proj.bias is not None else 0
-        gate = (4 + 4 + 2 + 1) * branch_width  # two norms, a dot product, gate x value
+        key_width = branch_width if self.gated else 0
+        proj = 2 * self.memory_width * (key_width + self.width)
+        bias = key_width + self.width if self.value_proj.bias is not None else 0
+        gate = (4 + 4 + 2 + 1) * key_width  # two norms, a dot product, gate x value
         conv = (4 + 2 * self.kernel + 4 + 1) * branch_width if self.conv else 0  # norm, taps, silu, sum
         parameters = sum(p.numel() for p in self.parameters())
         return {"parameters": parameters, "flops_per_token": proj + bias + gate + conv}
@@ -210,4 +227,13 @@ def _copysign_root(score: Tensor) -> Tensor:
     return torch.copysign(score.abs().clamp_min(ROOT_FLOOR).sqrt(), score)
 
 
-SIGNED_ROOTS = {"sign": _sign_root, "copysign": _copysign_root}
+def _plain(score: Tensor) -> Tensor:
+    return score
+
+
+GATES: dict[str, Callable[[Tensor], Tensor] | None] = {
+    "sign": _sign_root,
+    "copysign": _copysign_root,
+    "plain": _plain,
+    "open": None,
+}

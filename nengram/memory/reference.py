@@ -23,7 +23,6 @@ def engram_reference(
     """
     batch, length, branches, width = hidden_BTGD.shape
     eps = layer.gate_eps if layer.gate_eps is not None else torch.finfo(hidden_BTGD.dtype).eps
-    key_weight_GDM = layer.key_proj.weight.view(branches, width, -1)
     gates, updates = [], []
     for b in range(batch):
         gated = {}  # (position, branch) -> u
@@ -33,12 +32,9 @@ def engram_reference(
             if layer.value_proj.bias is not None:
                 value_D = value_D + layer.value_proj.bias
             for g in range(branches):
-                key_D = key_weight_GDM[g] @ e_M
-                if layer.key_proj.bias is not None:
-                    key_D = key_D + layer.key_proj.bias.view(branches, width)[g]
-                query_D = rms_norm(hidden_BTGD[b, t, g], layer.query_gain[g], eps)
-                score = (query_D * rms_norm(key_D, layer.key_gain[g], eps)).sum() / math.sqrt(width)
-                gate = torch.sigmoid(signed_root(score, layer.gate))
+                gate = torch.ones((), dtype=e_M.dtype)
+                if layer.gate != "open":
+                    gate = torch.sigmoid(gate_argument(layer, e_M, hidden_BTGD[b, t, g], g, eps))
                 if blocked_BT is not None and blocked_BT[b, t]:
                     gate = torch.zeros_like(gate)
                 gates.append(gate)
@@ -47,6 +43,16 @@ def engram_reference(
             for g in range(branches):
                 updates.append(gated[t, g] + short_conv(layer, gated, t, g) if layer.conv else gated[t, g])
     return torch.stack(updates).view(hidden_BTGD.shape), torch.stack(gates).view(batch, length, branches)
+
+
+def gate_argument(layer: "Engram", e_M: torch.Tensor, hidden_D: torch.Tensor, g: int, eps: float) -> torch.Tensor:
+    """The score of one branch, as a signed root or ("plain") as it is."""
+    key_D = layer.key_proj.weight.view(layer.branches, layer.width, -1)[g] @ e_M
+    if layer.key_proj.bias is not None:
+        key_D = key_D + layer.key_proj.bias.view(layer.branches, layer.width)[g]
+    query_D = rms_norm(hidden_D, layer.query_gain[g], eps)
+    score = (query_D * rms_norm(key_D, layer.key_gain[g], eps)).sum() / math.sqrt(layer.width)
+    return score if layer.gate == "plain" else signed_root(score, layer.gate)
 
 
 def short_conv(layer: "Engram", gated: dict, t: int, g: int) -> torch.Tensor:

@@ -34,14 +34,21 @@ class MemoryStep:
     """The rows, tickets and vectors of one forward pass, made by `begin` and released after the update.
 
     rows: `{layer_id: rows_BTS}` as read, after any control. blocked_BT: as given, for the layers' gates.
+    frozen: no gradient reaches the vectors, and there will be no update. keep_BTS: false where a slot is not read, by `mask`.
     """
 
     def __init__(
-        self, rows: dict[int, torch.Tensor], stores: Mapping[int, Store], blocked_BT: torch.Tensor | None
+        self,
+        rows: dict[int, torch.Tensor],
+        stores: Mapping[int, Store],
+        blocked_BT: torch.Tensor | None,
+        *,
+        frozen: bool = False,
     ) -> None:
-        self.rows, self.blocked_BT = rows, blocked_BT
+        self.rows, self.blocked_BT, self.frozen = rows, blocked_BT, frozen
+        self.keep_BTS: torch.Tensor | None = None
         self._stores = stores
-        self._with_grad = torch.is_grad_enabled()
+        self._with_grad = torch.is_grad_enabled() and not frozen
         self._tickets: dict[int, Ticket] = {}
         self._leaves: dict[int, torch.Tensor] = {}
         try:
@@ -62,6 +69,7 @@ class MemoryStep:
         blocked_BT: torch.Tensor | None = None,
         state: "StreamState | None" = None,
         control: Control | None = None,
+        frozen: bool = False,
     ) -> "MemoryStep":
         """Compute the rows of every layer and request them in block order.
 
@@ -69,7 +77,7 @@ class MemoryStep:
         layer id.
         control: `(rows_BTS, spec, layer_id) -> rows_BTS`, applied to every layer's rows: `address.one_row` as
             it is, the other row controls in a lambda.
-        Gradients will be collected if grad mode is on now.
+        frozen: the tables are not learned. Else gradients will be collected if grad mode is on now.
         Raises: AddressError without ids, StoreError for a layer with no store or a table of another size.
         """
         if cids_BT is None:
@@ -81,7 +89,19 @@ class MemoryStep:
         if control is not None:
             rows = {layer_id: control(rows_BTS, spec, layer_id) for layer_id, rows_BTS in rows.items()}
         rows = {layer_id: torch.as_tensor(rows[layer_id]) for layer_id in _by_need(spec)}
-        return cls(rows, stores, None if blocked_BT is None else torch.as_tensor(blocked_BT))
+        return cls(rows, stores, None if blocked_BT is None else torch.as_tensor(blocked_BT), frozen=frozen)
+
+    def mask(self, keep_BTS: torch.Tensor) -> None:
+        """Do not read slots where `keep_BTS` is false, in any layer: vectors of zeros, no gradient, no update of their rows.
+
+        keep_BTS: bool [B, T, S]. Raises: StoreError for another shape, and once vectors have been read.
+        """
+        shape = tuple(next(iter(self.rows.values())).shape)
+        if tuple(keep_BTS.shape) != shape or keep_BTS.dtype != torch.bool:
+            raise StoreError(f"a mask of slots is bool {shape}, not {keep_BTS.dtype} {tuple(keep_BTS.shape)}")
+        if self._leaves:
+            raise StoreError("slots are masked before their vectors are read: these were read already")
+        self.keep_BTS = keep_BTS
 
     def vectors(self, layer_id: int) -> torch.Tensor:
         """The vectors of one layer, `[B, T, S, E]`: at every call the same tensor, a leaf of the graph.
@@ -94,13 +114,15 @@ class MemoryStep:
             if layer_id not in self._tickets:
                 raise StoreError("this memory step was released; begin a new one")
             vecs_BTSE = self._tickets[layer_id].vectors().detach()
+            if self.keep_BTS is not None:
+                vecs_BTSE = vecs_BTSE.masked_fill(~self.keep_BTS.to(vecs_BTSE.device).unsqueeze(-1), 0.0)
             self._leaves[layer_id] = vecs_BTSE.requires_grad_(self._with_grad)
         return self._leaves[layer_id]
 
     def grads(self) -> RowGrads:
         """After the backward pass: `{layer_id: (rows_U, grads_UE)}`, one float32 gradient per distinct row.
 
-        Lookups at blocked positions are left out: their gate is 0, and a lazy rule must not move what was not
+        Lookups at blocked positions are left out, and masked ones: a lazy rule must not move what was not
         used. A layer that had no part in the loss is absent. Scale these in place to clip.
         Raises: StoreError when no layer has a gradient.
         """
@@ -129,10 +151,18 @@ class MemoryStep:
 
     def _coalesced(self, layer_id: int, grad_BTSE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         rows_BTS = self.rows[layer_id]
-        if self.blocked_BT is None:
+        used_BTS = self._used()
+        if used_BTS is None:
             return coalesce(rows_BTS, grad_BTSE)
-        used_BT = ~self.blocked_BT
-        return coalesce(rows_BTS[used_BT.to(rows_BTS.device)], grad_BTSE[used_BT.to(grad_BTSE.device)])
+        return coalesce(rows_BTS[used_BTS.to(rows_BTS.device)], grad_BTSE[used_BTS.to(grad_BTSE.device)])
+
+    def _used(self) -> torch.Tensor | None:
+        """Which slots took part, `[B, T, S]`; None: all."""
+        if self.blocked_BT is None:
+            return self.keep_BTS
+        shape = next(iter(self.rows.values())).shape
+        used_BTS = ~self.blocked_BT.unsqueeze(-1).expand(shape)
+        return used_BTS if self.keep_BTS is None else used_BTS & self.keep_BTS.to(used_BTS.device)
 
 
 def _by_need(spec: "AddressSpec") -> list[int]:

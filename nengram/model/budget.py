@@ -7,8 +7,11 @@ number of experts and of rows varies). Pure MoE (rho = 1) sets both totals. For 
     shared    the shared expert narrows (in every block alike) until the FLOPs match: it pays for the memory path
     rows      whatever parameters are left become table rows
 
-so memory never comes on top. The one arm outside the rule is `no_table`, the iso-expert control: the memory arm's experts at equal
-FLOPs, and no table, hence fewer parameters.
+so memory never comes on top. At rho = 1 nothing is left for a table, and the memory arm is pure MoE. Two arms stand outside the
+rule, both with the memory arm's experts and no table, and each keeps one of the two totals:
+
+    no_table      equal FLOPs, hence fewer parameters (the iso-expert control)
+    wide_shared   equal parameters, the shared expert taking what the table would, hence more FLOPs
 """
 
 import dataclasses
@@ -24,6 +27,7 @@ from nengram.model.transformer import Transformer, address_spec
 SIZES = ("width", "blocks", "heads", "kv_heads", "experts", "experts_per_token", "expert_width", "shared_width")
 TABLE_SIZES = ("kind", "control", "row_width", "rows_per_head")
 CONTROL_OF_ARM = {"one_row": "one_row", "misaligned": "misaligned"}
+WITHOUT_TABLE = ("no_table", "wide_shared")
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,10 @@ def split_budget(
 
     Args:
         scale: number of blocks; width 32 x scale, 32 experts of half the width, row width `scale`.
-        rho: share of the sparse budget for experts, 0..1; rounded to whole experts.
+        rho: share of the sparse budget for experts, 0..1; rounded to whole experts. At 1, arm "engram" is pure MoE.
         arm: one of `nengram.config.ARMS`.
         model, memory: knobs to keep that are no sizes (context, balancing; orders, heads, blocks ...).
-    Raises: ConfigError when a dial is out of range, every expert is kept, or no table of at least 2 rows a head fits.
+    Raises: ConfigError when a dial is out of range, or no table of at least 2 rows a head fits (a control at rho 1 has none).
     """
     if scale < 1:
         raise ConfigError(f"budget.scale must be at least 1, got {scale}")
@@ -63,17 +67,20 @@ def split_budget(
         raise ConfigError(f'budget.arm "{arm}" is unknown{nearest(arm, ARMS)}; arms: {", ".join(ARMS)}')
     pure = _pure_moe(scale, vocab_size, model or ModelConfig())
     target = _cost(pure, MemoryConfig())
-    if arm == "moe":
+    if arm == "moe" or (arm == "engram" and rho == 1):
         return Split(pure, MemoryConfig(), 1.0, target, target)
     kind = "additive" if arm == "additive" else "engram"
     memory = dataclasses.replace(
         memory or MemoryConfig(), kind=kind, control=CONTROL_OF_ARM.get(arm, "hashed"), row_width=scale
     )
+    if arm == "frozen":
+        memory = dataclasses.replace(memory, frozen=True, table_std=memory.frozen_std)
     K, X = pure.experts_per_token, pure.experts
     experts = K + round(rho * (X - K))
     reached = (experts - K) / (X - K)
-    if arm == "no_table":
-        model = _match_flops(dataclasses.replace(pure, experts=experts), MemoryConfig(), target)
+    if arm in WITHOUT_TABLE:
+        match = _match_flops if arm == "no_table" else _match_total
+        model = match(dataclasses.replace(pure, experts=experts), MemoryConfig(), target)
         return Split(model, MemoryConfig(), reached, _cost(model, MemoryConfig()), target)
     memory = _with_rows(memory, 2)
     model = _match_flops(dataclasses.replace(pure, experts=experts), memory, target)
@@ -147,8 +154,15 @@ def _match_flops(model: ModelConfig, memory: MemoryConfig, target: Cost) -> Mode
     return dataclasses.replace(model, shared_width=shared_width)
 
 
+def _match_total(model: ModelConfig, memory: MemoryConfig, target: Cost) -> ModelConfig:
+    """The shared expert takes the parameters that are left; three matrices a block, so it is never narrowed."""
+    left = target.total - _cost(model, memory).total
+    return dataclasses.replace(model, shared_width=model.shared_width + round(left / (3 * model.width * model.blocks)))
+
+
 def _spend_on_rows(model: ModelConfig, memory: MemoryConfig, target: Cost, rho: float) -> MemoryConfig:
-    slots = memory.heads * (memory.max_order - 1) * len(memory.blocks)
+    tables = 1 if memory.shared_table else len(memory.blocks)
+    slots = memory.heads * (memory.max_order - 1) * tables
     left = target.total - _cost(model, memory).total + _table_rows(memory) * memory.row_width
     rows = left // memory.row_width
     if rho == 1 or rows < 2 * slots:

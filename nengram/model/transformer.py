@@ -18,7 +18,7 @@ from nengram.address import CONTROLS, Addresser, AddressSpec
 from nengram.address.dialects import DIALECTS
 from nengram.config import MemoryConfig, ModelConfig
 from nengram.errors import ConfigError, nearest
-from nengram.memory import MEMORIES, MemoryStep
+from nengram.memory import GATES, MEMORIES, MemoryStep
 from nengram.model.attention import Attention, KeyValues
 from nengram.model.cost import Cost
 from nengram.model.init import Draws, normal_by_fan_in
@@ -93,7 +93,8 @@ class Transformer(nn.Module):
             memories = {block: _memory_layer(model, memory) for block in memory.blocks}
         self.embed = nn.Embedding(model.vocab_size, model.width)
         self.blocks = nn.ModuleList(
-            Block(model, memories.get(index), index if index in memories else None) for index in range(model.blocks)
+            Block(model, memories.get(index), _layer_id(memory, index) if index in memories else None)
+            for index in range(model.blocks)
         )
         self.norm = nn.RMSNorm(model.width, eps=model.norm_eps)
 
@@ -118,16 +119,16 @@ class Transformer(nn.Module):
         self.create_tables(seed, tier=tier)
 
     def create_tables(self, seed: int, *, tier: str = "resident") -> None:
-        """A fresh store per memory layer: on the device of the weights, or in host memory (tier "host"). Raises ConfigError."""
+        """A fresh store per table: on the device of the weights, or in host memory (tier "host"). Raises ConfigError."""
         if tier not in TRAINABLE:
             raise ConfigError(f'tables are trained on tier {" or ".join(TRAINABLE)}, not "{tier}"')
-        for block in self.memory_blocks():
-            self.stores[block.layer_id] = TRAINABLE[tier](
-                self.spec.num_rows(block.layer_id),
+        for layer_id in self.spec.layer_ids if self.spec else ():
+            self.stores[layer_id] = TRAINABLE[tier](
+                self.spec.num_rows(layer_id),
                 self.memory_config.row_width,
                 device=self.embed.weight.device,
                 init_std=self.memory_config.table_std,
-                seed=seed * 1000 + block.layer_id,
+                seed=seed * 1000 + layer_id,
             )
 
     def begin(
@@ -153,6 +154,7 @@ class Transformer(nn.Module):
             start_BT=start_BT,
             state=None if cache is None else cache.addresses,
             control=_control(control or self.memory_config.control),
+            frozen=self.memory_config.frozen,
         )
         if self.observer is not None:
             self.observer(step)
@@ -185,7 +187,7 @@ class Transformer(nn.Module):
         return DecodeCache(self, batch, length)
 
     def memory_blocks(self) -> list[Block]:
-        """The blocks that have a memory layer, in order."""
+        """The blocks that have a memory layer, in order. With a shared table all have one `layer_id`: walk `stores` for tables."""
         return [block for block in self.blocks if block.memory is not None]
 
     def rebalance(self) -> None:
@@ -201,15 +203,10 @@ class Transformer(nn.Module):
             whole += block.attention.cost(T) + block.moe.cost() + Cost(active=2 * D)
         for block in self.memory_blocks():
             own = block.memory.cost()
-            rows = self.spec.num_rows(block.layer_id)
             flops = own["flops_per_token"]
-            whole += Cost(
-                active=own["parameters"],
-                table=rows * self.memory_config.row_width,
-                flops=flops,
-                memory_flops=flops,
-            )
-        return whole
+            whole += Cost(active=own["parameters"], flops=flops, memory_flops=flops)
+        rows = sum(self.spec.num_rows(layer_id) for layer_id in self.spec.layer_ids) if self.spec else 0
+        return whole + Cost(table=rows * self.memory_config.row_width)
 
     def reachable_table_parameters(self) -> int:
         """Table parameters that some input could read: one row per slot under the `one_row` control, else every slot's rows."""
@@ -225,15 +222,18 @@ class Transformer(nn.Module):
 def address_spec(memory: MemoryConfig, compressed_vocab_size: int, pad_cid: int) -> AddressSpec:
     """The AddressSpec that a memory config means. Blocks are the layer ids that seed the hash (Qwen: their places do).
 
+    With a shared table there is one layer, the first block's: one hash, one table, whoever reads it.
+
     Raises: ConfigError for an unknown dialect, or one that has a single size for all orders and was given several; AddressError.
     """
     sizes = {"heads": memory.heads, "seed": memory.seed}
+    readers = list(memory.blocks[:1] if memory.shared_table else memory.blocks)
     if memory.dialect == "engram":
         return AddressSpec.engram(
             compressed_vocab_size=compressed_vocab_size,
             rows_per_head=list(memory.rows_per_head),
-            layer_ids=list(memory.blocks),
-            block_indices=list(memory.blocks),
+            layer_ids=readers,
+            block_indices=readers,
             pad_cid=pad_cid,
             **sizes,
         )
@@ -248,10 +248,10 @@ def address_spec(memory: MemoryConfig, compressed_vocab_size: int, pad_cid: int)
         )
     sizes |= {"rows_per_head": memory.rows_per_head[0], "max_order": memory.max_order}
     if memory.dialect == "qwen_ple":
-        blocks = [block + 1 for block in memory.blocks]
+        blocks = [block + 1 for block in readers]
         return AddressSpec.qwen_ple(vocab_size=compressed_vocab_size, eos_id=pad_cid, ple_layer_ids=blocks, **sizes)
     return AddressSpec.deepseek_v41(
-        compressed_vocab_size=compressed_vocab_size, layer_ids=list(memory.blocks), pad_cid=pad_cid, **sizes
+        compressed_vocab_size=compressed_vocab_size, layer_ids=readers, pad_cid=pad_cid, **sizes
     )
 
 
@@ -270,6 +270,11 @@ def _control(control: Callable | str) -> Callable | None:
     return partial(CONTROLS[control], seed=0) if control == "permuted" else CONTROLS[control]
 
 
+def _layer_id(memory: MemoryConfig, block: int) -> int:
+    """Whose rows a memory block reads: its own, or the first block's where all share one table."""
+    return memory.blocks[0] if memory.shared_table else block
+
+
 def _memory_layer(model: ModelConfig, memory: MemoryConfig) -> nn.Module:
     memory_width = (memory.max_order - 1) * memory.heads * memory.row_width
     if memory.kind == "engram":
@@ -279,6 +284,7 @@ def _memory_layer(model: ModelConfig, memory: MemoryConfig) -> nn.Module:
             conv=memory.kernel > 0,
             kernel=memory.kernel or 1,
             dilation=memory.max_order,
+            gate=memory.gate,
         )
     return MEMORIES[memory.kind](memory_width, model.width)
 
@@ -314,6 +320,10 @@ def _check(model: ModelConfig, memory: MemoryConfig) -> None:
         )
     if memory.kind != "none":
         _control(memory.control)
+        if memory.gate not in GATES:
+            raise ConfigError(
+                f'memory.gate "{memory.gate}" is unknown{nearest(memory.gate, GATES)}; gates: {", ".join(GATES)}'
+            )
         for name, only in (("dialect", "engram"), ("codec", "fp32")):
             if (given := getattr(memory, name)) != only:
                 raise ConfigError(

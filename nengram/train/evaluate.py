@@ -6,6 +6,7 @@ one float per token of the split, not a mean: every later question (per source, 
 
 from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 import torch
@@ -21,13 +22,13 @@ def token_nats(
     """Negative log-likelihood in nats of each token of a split, float32 [N]; NaN where a token was never a target.
 
     Args:
-        tokens: stop after about this many targets (0: all of them).
+        tokens: judge about this many targets, evenly spread over the split (0: all of them).
         control: row control to evaluate under, e.g. "permuted" (see `nengram.address.controls`).
     """
     was_training = model.training
     model.eval()
     nats_N = np.full(len(packed), np.nan, dtype=np.float32)
-    windows = _until(eval_windows(packed, batch=batch, context=context), tokens)
+    windows = _spread(eval_windows(packed, batch=batch, context=context), tokens, batch * context, len(packed))
     for window, (ids_BT, targets_BT, step) in _asked_ahead(model, windows, control):
         logits_BTV = model(ids_BT, step=step)
         loss = F.cross_entropy(
@@ -39,14 +40,9 @@ def token_nats(
     return nats_N
 
 
-def _until(windows: Iterator[Batch], tokens: int) -> Iterator[Batch]:
-    """Windows up to the one in which the count of targets reaches `tokens`; all of them for 0."""
-    done = 0
-    for window in windows:
-        yield window
-        done += int((window.targets_BT != -100).sum())
-        if tokens and done >= tokens:
-            return
+def _spread(windows: Iterator[Batch], tokens: int, batch_tokens: int, available: int) -> Iterator[Batch]:
+    """Every k-th batch, so that about `tokens` targets of the `available` are judged; all batches for 0."""
+    return islice(windows, 0, None, max(1, available // max(tokens, batch_tokens)) if tokens else 1)
 
 
 def _asked_ahead(model, windows: Iterator[Batch], control) -> Iterator[tuple[Batch, tuple]]:

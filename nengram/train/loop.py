@@ -30,6 +30,7 @@ from nengram.text import Batches, Prepared
 from nengram.train.checkpoint import load_optimizer, optimizer_tensors
 from nengram.train.evaluate import tensors_of, token_nats
 from nengram.train.optim import backbone_optimizer, lr_share, row_optimizer, set_lr
+from nengram.train.passes import FurtherPasses, RareNgrams
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Record:
     cpu_seconds: float  # of training so far, evaluation left out
     tokens_per_s: float  # per second of CPU time, this step
     dev_nats: float | None = None
+    dev_nats_permuted: float | None = None  # the same tokens, with the rows of every slot in another order
 
 
 def build_model(config: Config, data: Prepared) -> Transformer:
@@ -89,6 +91,7 @@ def train(config: Config, data: Prepared, folder: str | Path, *, resume: bool = 
         config: sizes may be a budget; they are resolved against the tokenizer here.
         folder: the run folder; see `nengram.train.checkpoint`. An unfinished run there is continued only with `resume`,
             and a finished one then yields nothing.
+    A further pass over the text, when `train.tokens` asks for one, is what `nengram.train.passes` makes of it.
     Raises: CheckpointError when the folder holds another run; DataError when the data is too small; ConfigError.
     """
     folder = Path(folder)
@@ -97,6 +100,10 @@ def train(config: Config, data: Prepared, folder: str | Path, *, resume: bool = 
     identity = _identity(config, data)
     model = build_model(config, data)
     adamw, rows = backbone_optimizer(model, config.train), row_optimizer(config.train)
+    hashed = model.spec is not None and config.memory.control == "hashed"
+    meter_every = config.train.meter_every if hashed else 0  # elsewhere there is no lookup to take away
+    tier = training_tier(config.train)
+    passes = FurtherPasses(model, config, data.splits["train"], tier=tier)
     base_lr = [config.train.lr, config.train.lr * config.train.table_lr_multiplier]
     if resume and is_saved(folder / "final"):
         check_identity(open_folder(folder / "final"), identity, folder / "final")
@@ -106,30 +113,30 @@ def train(config: Config, data: Prepared, folder: str | Path, *, resume: bool = 
     if resume and is_saved(checkpoint):
         facts = open_folder(checkpoint)
         check_identity(facts, identity, checkpoint)
-        load_optimizer(adamw, load_model(model, checkpoint, tier=training_tier(config.train)))
+        load_optimizer(adamw, load_model(model, checkpoint, tier=tier))
         start, cpu_seconds, data_state = facts["step"], facts["cpu_seconds"], facts["data_state"]
         _keep_metrics(folder / "metrics.jsonl", start)
     else:
         _begin_folder(folder, config, resume)
-        model.init_weights(config.train.seed, tier=training_tier(config.train))
+        model.init_weights(config.train.seed, tier=tier)
     model.train()
-    batches = iter(
-        Batches(
-            data.splits["train"],
-            batch=config.train.batch,
-            context=config.model.context,
-            seed=config.train.seed,
-            state=data_state,
-            passes=None,
-        )
+    order = Batches(
+        data.splits["train"],
+        batch=config.train.batch,
+        context=config.model.context,
+        seed=config.train.seed,
+        state=data_state,
+        passes=None,
     )
+    batches = iter(order)
     with open(folder / "metrics.jsonl", "a", encoding="utf-8") as metrics:
         for step in range(start, steps):
             batch, data_state = next(batches)
             began = time.process_time()
+            rare = passes.before(batch.pass_index, begins=step % order.steps_in_one_pass == 0)
             share = lr_share(step, steps, config.train.warmup_steps, config.train.final_lr_share)
             set_lr([adamw, rows], base_lr, share)
-            loss_nats, grad_norm, load_max = train_step(model, batch, adamw, rows, config)
+            loss_nats, grad_norm, load_max = train_step(model, batch, adamw, rows, config, rare=rare)
             spent = time.process_time() - began
             cpu_seconds += spent
             if not np.isfinite(loss_nats):
@@ -137,7 +144,8 @@ def train(config: Config, data: Prepared, folder: str | Path, *, resume: bool = 
                     f"{folder}: the loss is {loss_nats} at step {step + 1}; lower train.lr (now {config.train.lr})"
                 )
             done = step + 1
-            looks = done == steps or (config.train.eval_every and done % config.train.eval_every == 0)
+            meters = _due(meter_every, done, steps)
+            looks = meters or done == steps or _due(config.train.eval_every, done, steps)
             record = Record(
                 step=done,
                 steps=steps,
@@ -149,6 +157,7 @@ def train(config: Config, data: Prepared, folder: str | Path, *, resume: bool = 
                 cpu_seconds=cpu_seconds,
                 tokens_per_s=batch.ids_BT.size / max(spent, 1e-9),
                 dev_nats=_dev_nats(model, data, config) if looks else None,
+                dev_nats_permuted=_dev_nats(model, data, config, control="permuted") if meters else None,
             )
             metrics.write(json.dumps(asdict(record)) + "\n")
             metrics.flush()
@@ -159,10 +168,17 @@ def train(config: Config, data: Prepared, folder: str | Path, *, resume: bool = 
     _finish(folder, model, data, {"step": steps, "cpu_seconds": cpu_seconds, **identity})
 
 
-def train_step(model, batch, adamw, rows, config: Config) -> tuple[float, float, float]:
-    """One optimiser step: (loss in nats, gradient norm of the backbone, heaviest expert's load over the mean)."""
+def train_step(
+    model, batch, adamw, rows, config: Config, *, rare: RareNgrams | None = None
+) -> tuple[float, float, float]:
+    """One optimiser step: (loss in nats, gradient norm of the backbone, heaviest expert's load over the mean).
+
+    rare: n-grams that are not read, in a further pass over the text.
+    """
     ids_BT, targets_BT, start_BT = tensors_of(batch, model.embed.weight.device)
     memory_step = model.begin(ids_BT, start_BT=start_BT)
+    if rare is not None:
+        memory_step.mask(rare.keep(memory_step.rows))
     logits_BTV = model(ids_BT, step=memory_step)
     loss = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=-100)
     adamw.zero_grad(set_to_none=True)
@@ -176,13 +192,19 @@ def train_step(model, batch, adamw, rows, config: Config) -> tuple[float, float,
     return loss.item(), grad_norm.item(), load_max
 
 
-def _dev_nats(model, data: Prepared, config: Config) -> float:
+def _due(every: int, done: int, steps: int) -> bool:
+    """Whether something done every so many steps (0: never), and at the end, is due."""
+    return every > 0 and (done % every == 0 or done == steps)
+
+
+def _dev_nats(model, data: Prepared, config: Config, control: str | None = None) -> float:
     nats_N = token_nats(
         model,
         data.splits["dev"],
         batch=config.train.batch,
         context=config.model.context,
         tokens=config.train.eval_tokens,
+        control=control,
     )
     return float(np.nanmean(nats_N))
 

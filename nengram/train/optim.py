@@ -36,8 +36,11 @@ class RowOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
-        """Update every table that a pending memory step read, then release the tickets."""
+        """Update every table that a pending memory step read, unless it is frozen, then release the tickets."""
         for memory_step in self._pending:
+            if memory_step.frozen:
+                memory_step.release()
+                continue
             grads = memory_step.grads()
             for _, grads_UE in grads.values():
                 norm = float(grads_UE.norm()) if self.clip else 0.0

@@ -14,6 +14,8 @@ MEMORIES = {
     "moe": MemoryConfig(),
     "engram": MemoryConfig(kind="engram", blocks=(0, 2), **TABLES),
     "additive": MemoryConfig(kind="additive", blocks=(1,), **TABLES),
+    "open gate": MemoryConfig(kind="engram", blocks=(0, 2), gate="open", **TABLES),
+    "shared table": MemoryConfig(kind="engram", blocks=(0, 2), shared_table=True, **TABLES),
 }
 LENGTH = 37
 

@@ -35,7 +35,8 @@ def outputs_and_gradients(run, layer, vecs, hidden, blocked_BT=None):
     delta_BTGD = run(vecs, hidden, blocked_BT)
     weigh = torch.linspace(-1, 1, delta_BTGD.numel(), dtype=torch.float64).view(delta_BTGD.shape)
     inside = {"vecs": vecs, "hidden": hidden, **dict(layer.named_parameters())}
-    grads = torch.autograd.grad((delta_BTGD * weigh).sum(), list(inside.values()))
+    unread = {"materialize_grads": True} if layer.gate == "open" else {}  # the hidden state: no gradient, hence zero
+    grads = torch.autograd.grad((delta_BTGD * weigh).sum(), list(inside.values()), **unread)
     return {"delta": delta_BTGD.detach(), **dict(zip(inside, grads, strict=True))}
 
 
@@ -43,6 +44,9 @@ VARIANTS = [
     {},
     {"bias": True},
     {"gate": "copysign"},
+    {"gate": "plain", "bias": True},
+    {"gate": "open"},
+    {"gate": "open", "bias": True, "conv": False},
     {"conv": False},
     {"gate_eps": 1e-20, "conv_eps": 1e-2},
     {"kernel": 2, "dilation": 1},
@@ -95,6 +99,27 @@ def test_the_signed_root_at_and_around_zero(gate):
     torch.testing.assert_close(at_zero, expected, rtol=0, atol=1e-15)
 
 
+def test_an_open_gate_has_no_key_and_without_convolution_is_the_additive_layer():
+    layer = randomised(gate="open", branches=2, conv=False)
+    additive = Additive(MEMORY_WIDTH, WIDTH, branches=2).double()
+    assert [name for name, _ in layer.named_parameters()] == ["value_proj.weight"]
+    assert layer.cost() == additive.cost()
+    additive.load_state_dict(layer.state_dict())
+    vecs, hidden = inputs(5, 2)
+    blocked_BT = torch.zeros(BATCH, 5, dtype=torch.bool)
+    blocked_BT[1, 2] = True
+    added_BTGD = additive(vecs, hidden, blocked_BT=blocked_BT)
+    assert torch.equal(layer(vecs, hidden, blocked_BT=blocked_BT), added_BTGD)
+    assert torch.equal(layer.gates(vecs, hidden, blocked_BT=blocked_BT)[..., 0], (~blocked_BT).double())
+
+
+def test_the_plain_gate_is_the_sigmoid_of_the_score_and_the_root_steepens_it():
+    root, plain = randomised(gate="sign"), randomised(gate="plain")
+    vecs, hidden = inputs(40, 1)
+    steep, even = root.gates(vecs, hidden).logit(), plain.gates(vecs, hidden).logit()
+    torch.testing.assert_close(steep.sign() * steep.square(), even)
+
+
 def test_vectors_may_come_side_by_side():
     layer = randomised()
     vecs, hidden = inputs(5, 1)
@@ -115,7 +140,7 @@ def test_the_future_does_not_leak(t):
     assert not torch.equal(changed[:, t + 1 :], whole[:, t + 1 :])
 
 
-@pytest.mark.parametrize("options", [{}, {"conv": False}, {"kernel": 3, "dilation": 2}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"conv": False}, {"kernel": 3, "dilation": 2}, {"gate": "open"}], ids=str)
 @pytest.mark.parametrize("cuts", [[1] * 23, [23], [1, 5, 17], [10, 13], [22, 1]], ids=str)
 def test_chunks_with_a_state_are_the_whole(options, cuts):
     layer = randomised(branches=2, **options)
@@ -232,6 +257,8 @@ def test_cost_counts_what_a_hand_counts():
     assert cost["flops_per_token"] == projections + norms + dot + weighing + conv
     without = Engram(10, 8, branches=3, conv=False).cost()
     assert without["flops_per_token"] == projections + norms + dot + weighing
+    unkeyed = Engram(10, 8, branches=3, kernel=4, gate="open").cost()
+    assert unkeyed == {"parameters": 10 * 8 + 24 + 4 * 24, "flops_per_token": 2 * 10 * 8 + conv}
     assert Additive(10, 8, branches=3).cost() == {"parameters": 80, "flops_per_token": 160}
 
 

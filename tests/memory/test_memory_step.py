@@ -212,3 +212,54 @@ def test_a_failed_begin_leaves_nothing_lent():
     finally:
         ticket_type.release = original
     assert len(released) == 1
+
+
+def test_a_masked_slot_gives_zeros_takes_no_gradient_and_its_row_stays():
+    stores, ids = make_stores(), some_ids()
+    keep_BTS = torch.rand(2, 9, SPEC.slots, generator=torch.Generator().manual_seed(1)) < 0.6
+    before = {layer_id: store.weight.clone() for layer_id, store in stores.items()}
+    blocked_BT = torch.zeros(2, 9, dtype=torch.bool)
+    blocked_BT[0, 3] = True
+    with MemoryStep.begin(ids, ADDRESSER, stores, blocked_BT=blocked_BT) as step:
+        step.mask(keep_BTS)
+        for layer_id, rows_BTS in step.rows.items():
+            expected = before[layer_id][rows_BTS] * keep_BTS.unsqueeze(-1)
+            assert torch.equal(step.vectors(layer_id), expected)
+        (step.vectors(2).sum() + step.vectors(5).sum()).backward()
+        used_BTS = keep_BTS & ~blocked_BT.unsqueeze(-1)
+        for layer_id, (rows_U, grads_UE) in step.grads().items():
+            read_U, times_U = step.rows[layer_id][used_BTS].unique(return_counts=True)
+            assert torch.equal(rows_U, read_U)
+            assert torch.equal(grads_UE, times_U.float().unsqueeze(-1).expand(-1, ROW_WIDTH))
+        used = {layer_id: rows_BTS[used_BTS] for layer_id, rows_BTS in step.rows.items()}
+        step.update(SparseAdam(), 0.1)
+    for layer_id, store in stores.items():
+        moved = (store.weight != before[layer_id]).any(1)
+        assert torch.equal(moved.nonzero().flatten(), used[layer_id].unique())
+
+
+def test_a_mask_of_nothing_updates_no_row():
+    stores = make_stores()
+    before = stores[2].weight.clone()
+    with MemoryStep.begin(some_ids(), ADDRESSER, stores) as step:
+        step.mask(torch.zeros(2, 9, SPEC.slots, dtype=torch.bool))
+        step.vectors(2).sum().backward()
+        step.update(SparseAdam(), 0.1)
+    assert torch.equal(stores[2].weight, before)
+
+
+def test_a_mask_comes_before_the_vectors_and_has_their_shape():
+    with MemoryStep.begin(some_ids(), ADDRESSER, make_stores()) as step:
+        with pytest.raises(StoreError, match=r"a mask of slots is bool \(2, 9, 4\), not torch.bool \(2, 9\)"):
+            step.mask(torch.ones(2, 9, dtype=torch.bool))
+        step.vectors(5)
+        with pytest.raises(StoreError, match="these were read already"):
+            step.mask(torch.ones(2, 9, SPEC.slots, dtype=torch.bool))
+
+
+def test_a_frozen_step_has_vectors_and_no_gradient():
+    stores = make_stores()
+    with MemoryStep.begin(some_ids(), ADDRESSER, stores, frozen=True) as step:
+        assert not step.vectors(2).requires_grad
+        with pytest.raises(StoreError, match="no gradient has reached a table"):
+            step.grads()

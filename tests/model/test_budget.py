@@ -10,7 +10,7 @@ from nengram.errors import ConfigError
 from nengram.model import Transformer, resolve, split_budget
 
 VOCAB_SIZE = 4096
-MEMORY_ARMS = [arm for arm in ARMS if arm not in ("moe", "no_table")]
+MEMORY_ARMS = [arm for arm in ARMS if arm not in ("moe", "no_table", "wide_shared")]
 K, X = 2, 32
 PRESETS = sorted(path.stem for path in shipped("configs").glob("*.toml") if path.stem != "sources")
 
@@ -58,6 +58,61 @@ def test_the_row_controls_differ_from_engram_in_nothing_but_the_rows():
         split = split_budget(4, 0.6, vocab_size=VOCAB_SIZE, arm=arm)
         assert split.model == engram.model
         assert split.memory == dataclasses.replace(engram.memory, control=arm)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.2, 0.6])
+def test_at_the_demos_scale_totals_and_flops_agree_within_a_thousandth(rho):
+    for arm in ARMS:
+        cost, target = (split := split_budget(4, rho, vocab_size=VOCAB_SIZE, arm=arm)).cost, split.target
+        assert off(cost.total, target.total) < 1e-3 or arm == "no_table", arm
+        assert off(cost.flops, target.flops) < 1e-3 or arm == "wide_shared", arm
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [{"gate": "open"}, {"gate": "plain"}, {"blocks": (0, 2)}, {"blocks": (2, 0), "shared_table": True}],
+    ids=str,
+)
+def test_whatever_the_memory_layers_are_like_the_budget_is_the_same(knobs):
+    split = split_budget(4, 0.6, vocab_size=VOCAB_SIZE, memory=MemoryConfig(**knobs))
+    assert off(split.cost.total, split.target.total) < 1e-3 and off(split.cost.flops, split.target.flops) < 1e-3
+
+
+def test_a_shared_table_has_the_rows_of_all_that_it_replaces():
+    apart, shared = (
+        split_budget(4, 0.6, vocab_size=VOCAB_SIZE, memory=MemoryConfig(blocks=(0, 2), shared_table=is_shared))
+        for is_shared in (False, True)
+    )
+    assert shared.model == apart.model
+    assert off(shared.memory.rows_per_head[0], 2 * apart.memory.rows_per_head[0]) < 2e-2  # primes
+    assert off(shared.cost.table, apart.cost.table) < 2e-3
+
+
+def test_the_control_with_a_wide_shared_expert_has_equal_parameters_and_more_flops():
+    for rho in (0.0, 0.6):
+        split = split_budget(4, rho, vocab_size=VOCAB_SIZE, arm="wide_shared")
+        assert split.model.experts == split_budget(4, rho, vocab_size=VOCAB_SIZE, arm="engram").model.experts
+        assert split.memory.kind == "none" and split.cost.table == 0
+        assert off(split.cost.total, split.target.total) < 1e-3
+        assert split.cost.flops > 1.5 * split.target.flops
+
+
+def test_the_frozen_arm_differs_from_engram_in_its_rows_alone():
+    knobs = MemoryConfig(frozen_std=0.3)
+    engram = split_budget(4, 0.6, vocab_size=VOCAB_SIZE, memory=knobs)
+    frozen = split_budget(4, 0.6, vocab_size=VOCAB_SIZE, memory=knobs, arm="frozen")
+    assert (frozen.model, frozen.cost) == (engram.model, engram.cost)
+    assert frozen.memory == dataclasses.replace(engram.memory, frozen=True, table_std=0.3)
+
+
+def test_at_rho_1_the_memory_arm_is_pure_moe():
+    for arm in ("engram", "no_table", "wide_shared"):
+        split = split_budget(4, 1.0, vocab_size=VOCAB_SIZE, arm=arm)
+        assert split == split_budget(4, 0.6, vocab_size=VOCAB_SIZE, arm="moe"), arm
+    config = resolve(load_config("demo", ("budget.rho=1.0",)), VOCAB_SIZE)
+    assert config.memory.kind == "none" and config.budget == BudgetConfig(scale=0, rho=1.0, arm="engram")
+    with pytest.raises(ConfigError, match="leaves no share for a table"):
+        split_budget(4, 1.0, vocab_size=VOCAB_SIZE, arm="one_row")
 
 
 @pytest.mark.parametrize("arm", ARMS)

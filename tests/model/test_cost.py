@@ -27,6 +27,9 @@ MEMORIES = {
     "engram": ENGRAM,
     "no conv": dataclasses.replace(ENGRAM, kernel=0),
     "additive": dataclasses.replace(ENGRAM, kind="additive"),
+    "open gate": dataclasses.replace(ENGRAM, gate="open"),
+    "plain gate": dataclasses.replace(ENGRAM, gate="plain"),
+    "shared table": dataclasses.replace(ENGRAM, shared_table=True),
 }
 
 
@@ -62,7 +65,8 @@ def flops_by_hand(memory: MemoryConfig) -> tuple[int, int]:
     experts = MODEL.experts_per_token * 3 * 2 * D * MODEL.expert_width
     block = attention + 2 * D * MODEL.experts + experts + 3 * 2 * D * MODEL.shared_width
     M = (memory.max_order - 1) * memory.heads * memory.row_width
-    path = {"none": 0, "additive": 2 * M * D, "engram": 2 * (2 * M * D) + D * (4 + 4 + 2 + 1)}[memory.kind]
+    key = 0 if memory.gate == "open" else 2 * M * D + D * (4 + 4 + 2 + 1)
+    path = {"none": 0, "additive": 2 * M * D, "engram": key + 2 * M * D}[memory.kind]
     if memory.kind == "engram" and memory.kernel:
         path += D * (4 + 2 * memory.kernel + 4 + 1)  # norm, taps, silu, sum
     path *= len(memory.blocks)
@@ -84,7 +88,11 @@ def test_matrix_products_are_those_that_torch_counts(name):
     T, D = MODEL.context, MODEL.width
     unseen = MODEL.blocks * (MODEL.experts_per_token * 6 * D * MODEL.expert_width + 2 * D * (T + 1))
     if memory.kind == "engram":
-        unseen += len(memory.blocks) * D * (11 + (9 + 2 * memory.kernel if memory.kernel else 0))
+        unseen += (
+            len(memory.blocks)
+            * D
+            * ((11 if memory.gate != "open" else 0) + (9 + 2 * memory.kernel if memory.kernel else 0))
+        )
     assert counter.get_total_flops() == T * (model.cost().flops - unseen)
 
 

@@ -10,6 +10,7 @@ from nengram.config import MemoryConfig, ModelConfig
 from nengram.errors import ConfigError
 from nengram.memory import MemoryStep
 from nengram.model import Transformer, split_budget
+from nengram.store import SparseAdam
 
 MODEL = ModelConfig(
     vocab_size=60, width=32, blocks=3, heads=4, kv_heads=2, context=24, experts=6, expert_width=16, shared_width=16
@@ -19,6 +20,7 @@ MEMORIES = {
     "engram": MemoryConfig(kind="engram", blocks=(0, 2), heads=2, row_width=4, rows_per_head=(101, 103)),
     "additive": MemoryConfig(kind="additive", blocks=(1,), heads=2, row_width=4, rows_per_head=(101, 103)),
 }
+MEMORIES["shared"] = dataclasses.replace(MEMORIES["engram"], shared_table=True)
 
 
 def built(kind: str, **changes) -> Transformer:
@@ -46,7 +48,7 @@ def test_a_later_token_changes_no_earlier_logit(kind, length):
         assert not changed_T[:t].any() and changed_T[t]
 
 
-@pytest.mark.parametrize("kind", ["engram", "additive"])
+@pytest.mark.parametrize("kind", ["engram", "additive", "shared"])
 @torch.no_grad()
 def test_memory_is_heard_and_stops_at_a_document_start(kind):
     model, ids_BT = built(kind), ids(9)
@@ -102,6 +104,32 @@ def test_tables_are_no_parameters_and_every_gradient_arrives():
     assert set(grads) == {0, 2} and all(grads_UE.any() for _, grads_UE in grads.values())
 
 
+class Apart:
+    """A memory step that gives every reader a leaf of its own."""
+
+    def __init__(self, step: MemoryStep):
+        self.step, self.leaves = step, []
+
+    def vectors(self, layer_id: int) -> torch.Tensor:
+        self.leaves.append(self.step.vectors(layer_id).detach().clone().requires_grad_())
+        return self.leaves[-1]
+
+
+def test_blocks_that_share_a_table_read_one_leaf_in_which_their_gradients_add_up():
+    model, ids_BT = built("shared").train(), ids(16, batch=8)
+    assert [block.layer_id for block in model.memory_blocks()] == [0, 0]
+    assert list(model.stores) == list(model.spec.layer_ids) == [0]
+    step, apart = model.begin(ids_BT), Apart(model.begin(ids_BT))
+    for one in (step, apart):
+        model(ids_BT, step=one).square().mean().backward()
+    first, second = (leaf.grad for leaf in apart.leaves)
+    assert first.any() and second.any()
+    torch.testing.assert_close(step.vectors(0).grad, first + second, rtol=1e-4, atol=1e-7)
+    assert list(step.grads()) == [0]
+    step.update(SparseAdam(), 0.1)
+    assert model.stores[0].step == 1
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_forward_of_its_own_gives_its_buffers_back_even_when_it_fails(fails, monkeypatch):
     model, steps = built("engram"), []
@@ -154,6 +182,7 @@ def test_controls_are_chosen_by_name_and_the_call_overrides_the_config():
         ({}, {"blocks": (3,)}, r"memory.blocks \[3\] must be blocks of 0..2"),
         ({}, {"blocks": ()}, r"memory.blocks \[\] must be blocks of 0..2"),
         ({}, {"max_order": 4}, r"memory.rows_per_head needs one number per order 2..4, got \[101, 103\]"),
+        ({}, {"gate": "pain"}, r'memory.gate "pain" is unknown \(did you mean "plain"\?\); gates: sign, copysign'),
         ({}, {"control": "onerow"}, r'memory.control "onerow" is unknown \(did you mean "one_row"\?\)'),
     ],
 )

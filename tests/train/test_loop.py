@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
+from nengram.config import load_config
 from nengram.errors import CheckpointError, ConfigError, DataError
 from nengram.model.folder import read_tensors
-from nengram.train import train
+from nengram.train import build_model, train
 
 ARMS = ("moe", "engram", "one_row", "additive")
 RULES = ("rowwise_adagrad", "rowwise_rmsprop")
@@ -66,6 +67,40 @@ def test_training_lowers_the_loss_and_the_seed_decides_the_run(config, data, tmp
     other = [record.loss_nats for record in train(config.replace(train__seed=1), data, tmp_path / "c")]
     assert first == again != other
     assert sum(first[-3:]) / 3 < first[0] - 0.5
+
+
+def test_the_meter_reads_dev_with_permuted_rows_and_changes_nothing_else(config, data, tmp_path):
+    plain = list(train(config, data, tmp_path / "plain"))
+    metered = list(train(config.replace(train__meter_every=5), data, tmp_path / "metered"))
+    assert [record.loss_nats for record in metered] == [record.loss_nats for record in plain]
+    mine, theirs = final_tensors(tmp_path / "metered"), final_tensors(tmp_path / "plain")
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    read = [record.step for record in metered if record.dev_nats_permuted is not None]
+    assert read == [5, 10, 12] == [record.step for record in metered if record.dev_nats is not None]
+    assert metered[-1].dev_nats == plain[-1].dev_nats != metered[-1].dev_nats_permuted
+    assert all(record.dev_nats_permuted is None for record in plain)
+
+
+@pytest.mark.parametrize("arm", ["moe", "one_row"])
+def test_without_a_hashed_table_there_is_nothing_to_meter(config, data, tmp_path, arm):
+    records = list(train(config.replace(budget__arm=arm, train__meter_every=6), data, tmp_path))
+    assert all(record.dev_nats_permuted is None for record in records)
+    assert [record.step for record in records if record.dev_nats is not None] == [12]
+
+
+def test_a_frozen_table_ends_as_it_was_drawn_and_leaves_no_state(config, data, tmp_path):
+    config = config.replace(budget__arm="frozen", budget__rho=0.0)
+    run_until(config, data, tmp_path, 6)
+    mid = read_tensors(tmp_path / "checkpoint" / "table-1.safetensors")
+    list(train(config, data, tmp_path, resume=True))
+    fresh = build_model(load_config(tmp_path), data)
+    fresh.init_weights(config.train.seed)
+    drawn = fresh.stores[1].tensors()["weight"]
+    assert drawn.std().item() == pytest.approx(0.5, rel=0.02)
+    assert not any(name.startswith("state") for name in mid) and int(mid["step"]) == 0
+    assert torch.equal(final_tensors(tmp_path)["table-1.safetensors:weight"], drawn)
+    final = final_tensors(tmp_path)["model.safetensors:model.blocks.1.memory.value_proj.weight"]
+    assert not torch.equal(final, fresh.blocks[1].memory.value_proj.weight)
 
 
 def test_resuming_a_finished_run_does_nothing(config, data, tmp_path):
@@ -149,8 +184,6 @@ def test_disk_full_leaves_the_old_checkpoint(config, data, tmp_path, monkeypatch
 
 def test_the_run_folder_says_what_ran(config, data, tmp_path):
     list(train(config, data, tmp_path))
-    from nengram.config import load_config
-
     saved = load_config(tmp_path)
     assert saved.budget.scale == 0 and saved.model.vocab_size == data.tokenizer.get_vocab_size()
     assert {"date", "cpu", "torch", "python", "device"} <= json.loads((tmp_path / "env.json").read_text()).keys()
