@@ -58,6 +58,44 @@ def compare(
         run_compare(parsed, out or Path("runs") / parsed.name, resume=resume, console=_console())
 
 
+def sweep(
+    config: Positional[str],
+    overrides: Positional[Overrides] = (),
+    /,
+    over: tuple[str, ...] = (),
+    out: Path | None = None,
+    runs: Path = Path("runs/arms"),
+    dry: bool = False,
+    tune: bool = False,
+    at_once: int = 0,
+) -> None:
+    """Run a config over a grid of any keys, several seeds each, and fit what comes out; continues where it was stopped.
+
+    Args:
+        config: preset name or TOML file, with or without [sweep].
+        overrides: dotted keys, e.g. sweep.seeds=[0,1,2,3] train.tokens=100000.
+        over: axes of the grid, e.g. budget.rho=[1.0,0.8,0.6] train.lr=[0.004,0.006]; in place of the config's own grids.
+        out: folder of rows.jsonl, rows.csv, fits and figures; runs/<name>-sweep if not given.
+        runs: folder of the run folders, shared by all sweeps.
+        dry: print every config with its totals and estimated cost, and run nothing.
+        tune: search learning rates at three shares and for every arm instead, with the same number of runs each.
+        at_once: runs side by side; one a core if 0.
+    """
+    from nengram.config import load_config, with_grid
+
+    parsed = with_grid(load_config(config, overrides), over)
+    _show(parsed)
+    from nengram.study.sweep_verb import run_dry, run_sweep_verb, run_tune
+
+    out = out or Path("runs") / f"{parsed.name}-sweep"
+    if dry:
+        run_dry(parsed, out, _console())
+    elif tune:
+        run_tune(parsed, out, runs, at_once, _console())
+    else:
+        run_sweep_verb(parsed, out, runs, at_once, _console())
+
+
 def train(
     config: Positional[str], overrides: Positional[Overrides] = (), /, out: Path | None = None, resume: bool = False
 ) -> None:
@@ -101,6 +139,26 @@ def eval(
 
     console = _console(stderr=json)
     run_eval(run, split=split, corpus=corpus, control=control, as_json=json, tables=tables, console=console)
+
+
+def gain(
+    memory: Positional[tuple[Path, ...]],
+    /,
+    against: tuple[Path, ...],
+    out: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Where the gain lives: the difference of two arms split by history of the n-gram, source and kind of token.
+
+    Args:
+        memory: run folders with memory, one a seed.
+        against: run folders without it, of the same seeds and text.
+        out: folder for gain.json and gain.png.
+        json: print JSON instead of tables.
+    """
+    from nengram.study.gain import run_gain
+
+    run_gain(list(memory), list(against), out=out, as_json=json, console=_console(stderr=json))
 
 
 def generate(
@@ -418,10 +476,25 @@ def table_codecs(
     run_codec_report(run, codecs=chosen, split=split, tokens=tokens, as_json=json, out=out, console=_console())
 
 
+def table_health(run: Positional[Path], /, out: Path | None = None, json: bool = False) -> None:
+    """What training did to a run's tables: rows touched, shared and updated, their norms, and the gate by frequency.
+
+    Args:
+        run: run folder.
+        out: folder for health.json and health.png.
+        json: print JSON instead of tables.
+    """
+    from nengram.study.health import run_health
+
+    run_health(run, as_json=json, out=out, console=_console(stderr=json))
+
+
 VERBS = {
     "compare": compare,
+    "sweep": sweep,
     "train": train,
     "eval": eval,
+    "gain": gain,
     "generate": generate,
     "trace": trace,
     "data": data,
@@ -434,8 +507,9 @@ VERBS = {
     "table convert": table_convert,
     "table diff": table_diff,
     "table codecs": table_codecs,
+    "table health": table_health,
 }
-GROUPS = {"table": "Tables on disk: describe, verify, pack, slice, create, convert, diff; what codecs cost."}
+GROUPS = {"table": "Tables on disk: describe, verify, pack, slice, create, convert, diff; what codecs cost, what training did."}
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ Digests are printed as proquints (five-letter syllables, 16 bits each; Wilkerson
 them by eye and over the phone; the whole hex digest is what the code compares.
 """
 
+import fcntl
 import hashlib
 import os
 import tempfile
@@ -42,6 +43,16 @@ def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
     """Write `data` (text as UTF-8) to `path`, whole or not at all. Raises OSError."""
     with atomic_path(path) as beside:
         beside.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def held(folder: str | os.PathLike) -> Iterator[None]:
+    """Hold a folder alone, waiting for whoever holds it now; the system lets go when a process ends, however it ends. Raises OSError."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def sha256_bytes(data: bytes) -> str:

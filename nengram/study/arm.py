@@ -3,7 +3,8 @@
     python -m nengram.study.arm CONFIG.toml FOLDER
 
 A process per arm makes CPU seconds and peak memory its own, keeps arms from sharing a thread pool (which changes results as well as
-timings), and lets a crash or Ctrl-C cost one arm. Calling it again continues from the last checkpoint; a finished arm returns at once.
+timings), and lets a crash or Ctrl-C cost one arm. Calling it again continues from the last checkpoint; a finished arm returns at once;
+two processes that want the same arm do it once, the second waiting.
 """
 
 import json
@@ -16,7 +17,7 @@ from safetensors.numpy import load_file, save
 
 from nengram.config import Config, TableOptions, load_config
 from nengram.errors import DataError, NengramError
-from nengram.files import write_atomic
+from nengram.files import held, write_atomic
 from nengram.infer.hot import count_rows, hot_sets
 from nengram.model import resolve
 from nengram.model.folder import load_model, open_folder
@@ -85,12 +86,16 @@ def run_arm(config: Config, folder: Path, *, test: bool = True) -> dict:
         "addresses": model.spec.word_code if model.spec else None,
     }
     if test:
-        context, batch = resolved.model.context, resolved.train.batch
-        nats_N = token_nats(model, data.splits["test"], batch=batch, context=context)
+        sizes = {
+            "batch": resolved.train.batch,
+            "context": resolved.model.context,
+            "tokens": resolved.train.test_tokens,
+        }
+        nats_N = token_nats(model, data.splits["test"], **sizes)
         write_atomic(folder / NATS, save({"nats_N": nats_N}))
         facts["test_nats"] = float(np.nanmean(nats_N))
         if resolved.memory.kind == "engram" and resolved.memory.control == "hashed":
-            permuted_N = token_nats(model, data.splits["test"], batch=batch, context=context, control="permuted")
+            permuted_N = token_nats(model, data.splits["test"], **sizes, control="permuted")
             facts["test_nats_permuted"] = float(np.nanmean(permuted_N))
     if tier not in TRAINABLE:
         load_model(model, folder / "final")
@@ -109,7 +114,8 @@ def main() -> None:
     stop_on_terminate()
     torch.set_num_threads(1)
     try:
-        run_arm(load_config(sys.argv[1]), Path(sys.argv[2]), test="--no-test" not in sys.argv)
+        with held(sys.argv[2]):
+            run_arm(load_config(sys.argv[1]), Path(sys.argv[2]), test="--no-test" not in sys.argv)
     except NengramError as error:
         sys.exit(f"{error}")
 

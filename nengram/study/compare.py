@@ -35,6 +35,8 @@ READINGS = {
     "gate": ("engram", "additive"),
     "additive": ("additive", "moe"),
     "alignment": ("engram", "misaligned"),
+    "learning": ("engram", "frozen"),
+    "dense": ("engram", "wide_shared"),
 }
 
 
@@ -150,18 +152,23 @@ def summarise(runs: dict[int, dict], by_source: dict[int, dict], test: Packed) -
 
 
 def nats_by_source(nats_N: np.ndarray, packed: Packed) -> dict[str, dict[str, float]]:
-    """Mean loss in nats a token and in bits per byte of text, overall ("all") and for each source present."""
-    real_N = np.isfinite(nats_N)
+    """Mean loss in nats a token and in bits per byte of text, overall ("all") and for each source present.
+
+    Where only a part of the tokens was judged, the bytes of that part are taken to be its share of the tokens.
+    """
+    real_N, could_N = np.isfinite(nats_N), np.arange(len(nats_N)) > 0  # nothing comes before the first token
     source_N = packed.source_of(np.arange(len(nats_N)))
     text_bytes = packed.bytes_by_source
     out = {}
     for name, mask_N, size in (
-        ("all", real_N, sum(text_bytes.values())),
-        *((name, real_N & (source_N == i), text_bytes[name]) for i, name in enumerate(packed.sources)),
+        ("all", np.ones_like(real_N), sum(text_bytes.values())),
+        *((name, source_N == i, text_bytes[name]) for i, name in enumerate(packed.sources)),
     ):
-        if mask_N.any() and size:
-            total = float(nats_N[mask_N].sum(dtype=np.float64))
-            out[name] = {"nats": total / int(mask_N.sum()), "bits_per_byte": total / np.log(2) / size}
+        judged = int((real_N & mask_N).sum())
+        if judged and size:
+            total = float(nats_N[real_N & mask_N].sum(dtype=np.float64))
+            size *= judged / int((could_N & mask_N).sum())
+            out[name] = {"nats": total / judged, "bits_per_byte": total / np.log(2) / size}
     return out
 
 

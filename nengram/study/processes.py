@@ -9,8 +9,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,9 +33,19 @@ class Job:
     steps: int
 
 
-def run_jobs(jobs: Sequence[Job], console: Console, at_once: int | None = None) -> None:
+def run_jobs(
+    jobs: Sequence[Job],
+    console: Console,
+    at_once: int | None = None,
+    *,
+    finished: Callable[[Job], None] | None = None,
+    failed: Callable[[Job, str], None] | None = None,
+) -> None:
     """Run every job that is not done, showing step, loss, rate and time left.
 
+    Args:
+        finished: called with each job as it ends well; not with those that were done before.
+        failed: called with each job that fails and the last line of its log, instead of raising; the others go on.
     Raises: NengramError with the last line of the log of the first job that fails; KeyboardInterrupt after stopping all.
     """
     waiting = [job for job in jobs if not job.done.exists()]
@@ -54,7 +65,12 @@ def run_jobs(jobs: Sequence[Job], console: Console, at_once: int | None = None) 
             for job, process in list(running.items()):
                 if process.poll() is not None:
                     del running[job]
-                    if process.returncode:
+                    if not process.returncode:
+                        if finished:
+                            finished(job)
+                    elif failed:
+                        failed(job, _last_line(job.folder / "log.txt"))
+                    else:
                         raise NengramError(f"{job.name} failed: {_last_line(job.folder / 'log.txt')}")
             if live:
                 live.update(_table(jobs, running, began, at_start))
@@ -157,5 +173,13 @@ def _last_line(path: Path) -> str:
 
 
 def stop_on_terminate() -> None:
-    """In a child: let SIGTERM end the process quietly; what was checkpointed stays."""
+    """In a child: let SIGTERM, or the end of the parent however it came, end the process quietly; what was checkpointed stays."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(143)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -62,7 +62,7 @@ def one_round(
     with clock("hash"):
         found = model.addresser(model.cids_V[ids_BT], start_BT=start_BT)
     with clock("gather"):
-        step = MemoryStep(found, model.stores, blocked_BT=None)
+        step = MemoryStep(found, model.stores, blocked_BT=None, frozen=model.memory_config.frozen)
     updates = []
     for block in model.memory_blocks():
         hidden_BTGD = hidden_BTGD.detach().requires_grad_()

@@ -22,6 +22,7 @@ from nengram.infer.stats import to_dict
 from nengram.model import address_spec, resolve, split_budget
 from nengram.study.arm import corpus_place, prepare_for
 from nengram.study.compare import arm_config, check, compare, nats_by_source, reference_of
+from nengram.study.meter import draw_meter, meter_of
 from nengram.study.reading import Reading, open_run, own_corpus
 from nengram.study.report import draw, print_results, print_verdict
 from nengram.study.tokens import print_gains, starts_of, to_json, token_gains
@@ -126,12 +127,18 @@ def run_train(config: Config, out: Path, *, resume: bool, console: Console) -> P
             progress.update(bar, completed=record.step, total=record.steps, loss=rate)
             if not console.is_terminal and record.step % max(1, config.train.log_every) == 0:
                 console.print(f"step {record.step}/{record.steps}  {rate}", highlight=False)
+            if record.dev_nats_permuted is not None:
+                lookup = record.dev_nats_permuted - record.dev_nats
+                told = f"step {record.step}: dev {record.dev_nats:.4f} nats, of which the lookup saves {lookup:+.4f}"
+                console.print(told, highlight=False)
     if record is None:
         console.print(f"{out}: this run is finished; nothing to do")
     else:
         console.print(
             f"{record.tokens:,} tokens, dev {record.dev_nats:.4f} nats, {record.cpu_seconds:.0f} CPU-s; {out / 'final'}"
         )
+        if config.train.meter_every and (picture := draw_meter({config.name: [meter_of(out)]}, out / "meter.png")):
+            console.print(f"the lookup's contribution over training: {picture}", highlight=False, soft_wrap=True)
     return out
 
 

@@ -15,6 +15,7 @@ would call almost any difference real.
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 
 import numpy as np
 
@@ -65,6 +66,7 @@ def prediction_interval(differences: Sequence[float]) -> tuple[float, float]:
     return float(values.mean()) - half, float(values.mean()) + half
 
 
+@cache
 def t_quantile(probability: float, degrees: int) -> float:
     """Quantile (probability > 0.5) of Student's t, by bisection on its integral; good to 1e-6 for degrees >= 2."""
     low, high = 0.0, 1000.0
