@@ -19,14 +19,19 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from nengram import cli
 from nengram.config import load_config
 from nengram.errors import nearest
 from nengram.files import write_atomic
 from nengram.model import split_budget
+from nengram.study import law_report
+from nengram.study.gain_report import gain_tables
 from nengram.study.plan_report import print_plan
 from nengram.study.report import ARM_TITLES, READING_TITLES
+from nengram.study.sweep_report import points_table
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
@@ -35,6 +40,7 @@ from benchmarks.report import load_all, markdown_table  # noqa: E402
 MARKED = re.compile(r"(<!-- begin:(?P<name>[\w-]+) -->\n).*?(<!-- end:(?P=name) -->)", re.S)
 ROWS_FOR_TOKENS = "experiments/2026-11-22-rows-for-tokens/results.json"
 CODEC_REPORTS = "experiments/2026-11-22-codecs"
+RULES_TWO_TEXTS = "experiments/2026-11-22-update-rules-two-texts/results.json"
 RULES = "experiments/2026-11-22-update-rules/results.json"
 
 
@@ -165,6 +171,60 @@ def rules() -> str:
     header = ["rule", "multiplier", "dev nats", "update, CPU ms", "state, bytes a row"]
     told = f"`{found['command']}`: base rate {found['lr']:g}, {found['tokens']:,} tokens, seed {found['seed']}. "
     return f"{markdown(header, rows)}\n\n{told}{machine(found['environment'])}"
+
+
+def rules_two_texts() -> str:
+    """Dev loss by table rate, a line for each text and rule, its best bold."""
+    found = json.loads((ROOT / RULES_TWO_TEXTS).read_text(encoding="utf-8"))
+    by_line: dict[tuple[str, str], dict[float, float]] = {}
+    for run in found["runs"]:
+        by_line.setdefault((run["text"], run["rule"]), {})[run["multiplier"]] = run["mean"]
+    rates = sorted({rate for losses in by_line.values() for rate in losses})
+    rows = []
+    for (text, rule), losses in by_line.items():
+        told = {rate: f"{nats:.3f}" for rate, nats in losses.items()}
+        told[min(losses, key=losses.get)] = f"**{min(losses.values()):.3f}**"
+        rows.append([text, rule, *(told.get(rate, "") for rate in rates)])
+    seeds = sorted({seed for run in found["runs"] for seed in run["dev_nats"]})
+    where = f"`{found['command']}`: dev nats, {found['dev_tokens']:,} tokens at most, seeds {', '.join(seeds)}. "
+    table = markdown(["text", "rule", *(f"x{rate:g}" for rate in rates)], rows, left=2)
+    return f"{table}\n\n{where}{machine(found['environment'])}"
+
+
+def sweep(folder: str, title: str = "") -> str:
+    """The report of a finished or unfinished sweep in experiments/: its law, where it has one, else its paired differences."""
+    path = ROOT / "experiments" / folder / "sweep.json"
+    if not path.exists():
+        return f"*Not measured yet: `experiments/{folder}/sweep.json` does not exist.*"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    law = found.get("law", {})
+    tables = law_report.tables(law) if law.get("curves") or law.get("rows") else [points_table(found["differences"])]
+    chosen = [table for table in tables if title in str(table.title)]
+    return "\n\n".join([*map(from_rich, chosen), f"`{found['command']}`. {machine(found['environment'])}"])
+
+
+def gain() -> str:
+    """Where the gain lives, of experiments/2026-11-22-history."""
+    path = ROOT / "experiments" / "2026-11-22-history" / "gain.json"
+    if not path.exists():
+        return "*Not measured yet: `experiments/2026-11-22-history/gain.json` does not exist.*"
+    return "\n\n".join(map(from_rich, gain_tables(json.loads(path.read_text(encoding="utf-8")))))
+
+
+def from_rich(table: Table) -> str:
+    """A table of the terminal in Markdown: title, cells without their markup, caption."""
+
+    def plain(cell: str) -> str:
+        words = Text.from_markup(str(cell))
+        text = words.plain.replace("\n", " ").replace("|", "\\|").replace("<", "&lt;")
+        return f"**{text}**" if words.spans and text else text
+
+    header = [plain(column.header) for column in table.columns]
+    rule = ["---" if column.justify == "left" else "---:" for column in table.columns]
+    rows = zip(*([plain(cell) for cell in column.cells] for column in table.columns), strict=True)
+    lines = [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]
+    parts = (plain(table.title or ""), "\n".join(lines), plain(table.caption or ""))
+    return "\n\n".join(part for part in parts if part)
 
 
 def plan() -> str:
@@ -334,7 +394,15 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "head-to-head": lambda: comparison("facts"),
     "demo": lambda: comparison("demo"),
     "speed": speed,
+    "law": lambda: sweep("2026-11-22-law"),
+    "controls": lambda: sweep("2026-11-22-law", "controls"),
+    "rows": lambda: sweep("2026-11-22-rows"),
+    "components": lambda: sweep("2026-11-22-components"),
+    "second-pass": lambda: sweep("2026-11-22-second-pass"),
+    "bytes": lambda: sweep("2026-11-22-bytes"),
+    "gain": gain,
     "rules": rules,
+    "rules-two-texts": rules_two_texts,
     "table-benchmarks": table_benchmarks,
     "table-tools": table_tools,
     "codecs": codecs,

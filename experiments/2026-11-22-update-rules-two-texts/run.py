@@ -1,6 +1,6 @@
-"""Which update rule for the tables, asked again: three rules x four table rates x three seeds, on two texts, judged on dev.
+"""Which update rule for the tables, asked again: three rules x eight table rates x three seeds, on two texts, judged on dev.
 
-    python experiments/2026-11-22-update-rules-two-texts/run.py [demo facts] [--at-once N]
+    python experiments/2026-11-22-update-rules-two-texts/run.py [demo facts] [--seeds 1001] [--at-once N]
 
 results.json beside this file is also the memory: what stands in it is not run again, one seed of everything comes before the next.
 """
@@ -20,7 +20,7 @@ from nengram.study.processes import run_jobs
 from nengram.train import environment
 
 RULES = ("sparse_adam", "rowwise_adagrad", "rowwise_rmsprop")
-MULTIPLIERS = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
+MULTIPLIERS = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
 SEEDS = (1001, 1002, 1003)  # of no comparison and no tuning run
 DEV_TOKENS = 131_072
 OUT, RESULTS = Path("runs/update-rules-two-texts"), Path(__file__).parent / "results.json"
@@ -30,10 +30,11 @@ def main() -> None:
     """Train what is missing, and write results.json after every seed of a text."""
     parser = argparse.ArgumentParser()
     parser.add_argument("texts", nargs="*", default=["demo", "facts"])
+    parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
     parser.add_argument("--at-once", type=int, default=None)
     options = parser.parse_args()
     console = Console(width=120)
-    for seed in SEEDS:
+    for seed in options.seeds:
         for text in options.texts:
             known = {(run["text"], run["rule"], run["multiplier"]): run["dev_nats"] for run in load()["runs"]}
             jobs = {
