@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint same bench gpu docs clean
+.PHONY: demo test test-slow lint same bench gpu evidence docs clean
 
 demo: $(READY) ## train five arms at equal parameters and FLOPs on bundled text, and judge (a few minutes)
 	$(BIN)/nengram compare demo --out runs/demo --resume
@@ -29,6 +29,11 @@ bench: $(READY) ## ratios in one run; results land in benchmarks/results
 
 gpu: $(READY) ## addresses and losses on a CUDA device against the CPU's; writes benchmarks/results/gpu.json
 	$(BIN)/python scripts/gpu.py
+
+evidence: $(READY) ## every sweep of experiments/, about ten core-hours; what has a row is not run again, so stop and go on at will
+	test -f data/facts/manifest.json || $(BIN)/nengram data fetch facts
+	set -e; for sweep in $(wildcard experiments/*/sweep.toml); do $(BIN)/nengram sweep $$sweep --out $$(dirname $$sweep); done
+	$(BIN)/python experiments/2026-11-22-history/run.py
 
 docs: $(READY) ## regenerate the tables that stand in README and docs
 	$(BIN)/python scripts/docs.py

@@ -20,6 +20,7 @@ from nengram.study import paired
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("[!.]*/**/*.md"))]
 PRESETS = sorted(path for path in (ROOT / "configs").rglob("*.toml") if path.stem != "sources")
+SWEEPS = sorted((ROOT / "experiments").glob("*/sweep*.toml"))
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.S | re.M)
 GENERATED = re.compile(r"<!-- begin:[\w-]+ -->.*?<!-- end:[\w-]+ -->", re.S)
 NOT_COMMITTED = ("data/facts", "nengram/hf")
@@ -278,6 +279,16 @@ def test_every_decision_is_on_the_tour():
     assert [
         path.name for path in (ROOT / "docs" / "decisions").glob("*.md") if f"](decisions/{path.name})" not in tour
     ] == []
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=name_of)
+def test_every_sweep_of_an_experiment_can_be_read(path):
+    config = load_config(path)
+    assert config.sweep.grids and config.sweep.seeds
+    for grid in config.sweep.grids:
+        for key, values in grid.items():
+            for value in values:
+                config.replace(**{key.replace(".", "__"): value})
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=name_of)

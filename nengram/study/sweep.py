@@ -76,15 +76,14 @@ class Point:
 
 
 def expand(config: Config, data: "Corpora") -> list[Point]:
-    """Every point of every grid with every seed, seeds outermost, no run twice.
+    """Every point: grid by grid as written, within a grid seed by seed, no run twice.
 
     Raises: ConfigError or DataError that names the first impossible point; ConfigError for a sweep without points.
     """
-    settings = [dict(zip(grid, values, strict=True)) for grid in grids_of(config) for values in product(*grid.values())]
     points: dict[str, Point] = {}
-    for seed in config.sweep.seeds:
-        for one in settings:
-            point = _point(config, one, seed, data)
+    for grid, seed in product(grids_of(config), config.sweep.seeds):
+        for values in product(*grid.values()):
+            point = _point(config, dict(zip(grid, values, strict=True)), seed, data)
             points.setdefault(point.digest, point)
     return list(points.values())
 

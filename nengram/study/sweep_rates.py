@@ -13,14 +13,14 @@ Tuning every point would cost more than the sweep, tuning none would favour whic
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from nengram.config import Config, RateConfig
+from nengram.config import Config, RateConfig, differences
 from nengram.errors import NengramError
 
 TUNING_SEED = 1000
@@ -76,23 +76,31 @@ def nodes_of(points: Sequence, best: dict[int, float]) -> list[Node]:
     return nodes
 
 
-def search(nodes: Sequence[Node], base_lr: float, dev_of, points: int = 3) -> dict[Node, dict[float, float]]:
+def search(
+    nodes: Sequence[Node],
+    base_lr: float,
+    dev_of: Callable[[list[tuple[Node, float]]], list[float]],
+    *,
+    known: Mapping[Node, Mapping[float, float]] | None = None,
+    points: int = 3,
+) -> dict[Node, dict[float, float]]:
     """Dev loss of every node at every rate of the grid, which grows until no node's best is at its edge.
 
     Args:
         base_lr: the grid's middle.
+        known: losses of an earlier search.
         dev_of: function of a list of (node, rate) that does the runs and returns their dev losses in that order.
         points: rates to begin with.
     Raises: NengramError when a grid of 10 rates has no interior best.
     """
-    found: dict[Node, dict[float, float]] = {node: {} for node in nodes}
+    found: dict[Node, dict[float, float]] = {node: dict((known or {}).get(node, {})) for node in nodes}
     exponents = range(-(points // 2), points - points // 2)
     while True:
         grid = [round(base_lr * 2 ** (k / 2), 6) for k in exponents]
         missing = [(node, lr) for lr in grid for node in nodes if lr not in found[node]]
         for (node, lr), dev_nats in zip(missing, dev_of(missing), strict=True):
             found[node][lr] = dev_nats
-        best = {min(losses, key=losses.get) for losses in found.values()}
+        best = {min(grid, key=losses.__getitem__) for losses in found.values()}
         low, high = grid[0] in best, grid[-1] in best
         if not low and not high:
             return found
@@ -111,10 +119,11 @@ def rates_of(found: dict[Node, dict[float, float]]) -> list[RateConfig]:
     ]
 
 
-def to_json(found: dict[Node, dict[float, float]], environment: dict[str, str], command: str) -> dict:
+def to_json(found: dict[Node, dict[float, float]], config: Config, environment: dict[str, str], command: str) -> dict:
     """What tune.json holds."""
     return {
         "what": f"dev loss of each node at each learning rate, seed {TUNING_SEED}",
+        "settings": settings_of(config),
         "command": command,
         "environment": environment,
         "rates": [asdict(rate) for rate in rates_of(found)],
@@ -147,14 +156,35 @@ def print_search(found: dict[Node, dict[float, float]], console: Console) -> Non
     console.print(table)
 
 
-def load_found(path: Path) -> dict[Node, dict[float, float]]:
-    """The dev losses of a tune.json, none if there is no file. Raises NengramError for a damaged one."""
+def load_found(path: Path, config: Config) -> dict[Node, dict[float, float]]:
+    """The dev losses of a tune.json, none if there is no file or it is of other settings. Raises NengramError for a damaged one."""
     if not path.exists():
         return {}
     try:
-        return {
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        found = {
             Node(one["arm"], one["rho"], one["tokens"]): {float(lr): nats for lr, nats in one["by_rate"].items()}
-            for one in json.loads(path.read_text(encoding="utf-8"))["dev_nats"]
+            for one in tree["dev_nats"]
         }
+        return found if tree["settings"] == settings_of(config) else {}
     except (ValueError, KeyError, TypeError) as error:
         raise NengramError(f"{path}: damaged ({error}); delete it to search again") from None
+
+
+def settings_of(config: Config) -> dict:
+    """What a search holds fixed: every key that differs from its default, but for those it varies and the study's own."""
+    varied = (
+        "budget.arm",
+        "budget.rho",
+        "train.tokens",
+        "train.lr",
+        "train.seed",
+        "name",
+        "data.cache",
+        "train.test_tokens",
+    )
+    return {
+        key: value
+        for key, _, value in differences(config)
+        if key not in varied and not key.startswith(("compare.", "sweep."))
+    }

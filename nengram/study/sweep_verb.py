@@ -6,7 +6,6 @@ table of paired differences. Everything is made from rows.jsonl, so it can be ma
 
 import json
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -70,7 +69,7 @@ def run_tune(config: Config, out: Path, runs: Path, at_once: int, console: Conso
     corpora = Corpora()
     points = expand(config, corpora)
     nodes = nodes_of(points, best_shares([row for row in rows_of(points, load_rows(out / ROWS)).values()]))
-    found = load_found(out / "tune.json")
+    found = load_found(out / "tune.json", config)
     for tokens in dict.fromkeys(node.tokens for node in nodes):
 
         def dev_of(pairs: list[tuple[Node, float]]) -> list[float]:
@@ -81,8 +80,8 @@ def run_tune(config: Config, out: Path, runs: Path, at_once: int, console: Conso
             run_jobs(jobs, console, at_once or None)
             return [json.loads(job.done.read_text())["dev_nats"] for job in jobs]
 
-        found |= search([node for node in nodes if node.tokens == tokens], config.train.lr, dev_of)
-        write_atomic(out / "tune.json", json.dumps(to_json(found, environment(), command()), indent=1) + "\n")
+        found |= search([node for node in nodes if node.tokens == tokens], config.train.lr, dev_of, known=found)
+        write_atomic(out / "tune.json", json.dumps(to_json(found, config, environment(), command()), indent=1) + "\n")
     print_search(found, console)
     console.print(rates_toml(found), markup=False, highlight=False)
     return found
@@ -115,10 +114,11 @@ def _tuning_point(config: Config, points: list[Point], node: Node, lr: float, co
 
 def _fits(rows: list[dict], out: Path, console: Console, summary: dict) -> list[Path]:
     """The law's part of the report, as far as the rows hold a curve over rho or over rows: tables, `summary["law"]`, figures."""
-    if find_spec("scipy") is None:
-        console.print("no fits without scipy: pip install nengram[study], and give the command again", highlight=False)
+    try:
+        summary["law"] = found = law_summary(rows)
+    except ModuleNotFoundError as error:
+        console.print(f"no fits without {error.name}: pip install nengram[study], and give the command again")
         return []
-    summary["law"] = found = law_summary(rows)
     if not found["curves"] and not found["rows"]:
         return []
     for table in law_tables(rows):

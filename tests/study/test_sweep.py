@@ -11,7 +11,7 @@ from nengram.errors import ConfigError, DataError, NengramError
 from nengram.study import sweep
 from nengram.study.processes import run_jobs
 from nengram.study.sweep import Corpora, expand, facts_of, load_rows, rows_of, run_sweep, same_run
-from nengram.study.sweep_rates import Node, nodes_of, rate_at, search
+from nengram.study.sweep_rates import Node, load_found, nodes_of, rate_at, search
 from nengram.study.sweep_report import differences, to_csv
 from nengram.study.sweep_verb import run_dry, run_sweep_verb, run_tune
 from tests.conftest import run_command, small_corpus
@@ -177,6 +177,7 @@ def test_every_node_is_searched_on_the_same_grid_until_all_are_inside():
     found = search(nodes, 0.002, dev_of)
     assert len(asked) == len(set(asked)) == 2 * len(found[nodes[0]])
     assert found[nodes[0]].keys() == found[nodes[1]].keys() and max(found[nodes[0]]) > 0.008
+    assert search(nodes, 0.002, lambda pairs: [1.0 / 0] if pairs else [], known=found) == found
     with pytest.raises(NengramError, match="no interior best"):
         search(nodes, 0.002, lambda pairs: [-lr for _, lr in pairs])
 
@@ -240,6 +241,8 @@ def test_tuning_finds_rates_that_the_sweep_then_takes(small, tmp_path, console, 
     found = run_tune(config, tmp_path, tmp_path / "runs", 1, console)
     assert {(node.arm, node.rho) for node in found} == {("engram", 1.0), ("engram", 0.6)}
     rates = json.loads((tmp_path / "tune.json").read_text())["rates"]
+    assert load_found(tmp_path / "tune.json", config) == found
+    assert load_found(tmp_path / "tune.json", config.replace(train__table_rule="rowwise_adagrad")) == {}
     tuned = config.replace(sweep__rates=rates)
     assert all(point.tuned and point.config.train.lr == 0.006 for point in expand(tuned, Corpora()))
     assert "rates = [" in console.file.getvalue()
