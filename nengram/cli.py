@@ -212,6 +212,20 @@ def trace(
     run_trace(text, config=config, tokenizer=tokenizer, run=run, heads=heads, as_json=json, console=_console())
 
 
+def twin(seeds: tuple[int, ...] = (0,), out: Path | None = None, tune: bool = False, json: bool = False) -> None:
+    """What memory is for, in twenty seconds: private facts that a table holds, and a form of them that it cannot.
+
+    Args:
+        seeds: one run of every arm each; three or more give a verdict.
+        out: folder for twin.json and twin.png, or twin.tune.json.
+        tune: search every arm's learning rate instead.
+        json: print JSON instead of a table.
+    """
+    from nengram.study.twin import run_twin
+
+    run_twin(seeds=seeds, out=out, as_json=json, tune=tune, console=_console(stderr=json))
+
+
 def data(
     action: Positional[Literal["fetch", "show"]],
     what: Positional[str] = "facts",
@@ -497,6 +511,7 @@ VERBS = {
     "gain": gain,
     "generate": generate,
     "trace": trace,
+    "twin": twin,
     "data": data,
     "plan": plan,
     "table stat": table_stat,
@@ -509,7 +524,9 @@ VERBS = {
     "table codecs": table_codecs,
     "table health": table_health,
 }
-GROUPS = {"table": "Tables on disk: describe, verify, pack, slice, create, convert, diff; what codecs cost, what training did."}
+GROUPS = {
+    "table": "Tables on disk: describe, verify, pack, slice, create, convert, diff; what codecs cost, what training did."
+}
 
 
 def main() -> None:

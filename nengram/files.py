@@ -47,7 +47,7 @@ def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
 
 @contextmanager
 def held(folder: str | os.PathLike) -> Iterator[None]:
-    """Hold a folder alone, waiting for whoever holds it now; the system lets go when a process ends, however it ends. Raises OSError."""
+    """Hold a folder alone, waiting for whoever holds it now; a process that ends, however it ends, lets go. Raises OSError."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:

@@ -32,6 +32,7 @@ from nengram.study.gain_report import gain_tables
 from nengram.study.plan_report import print_plan
 from nengram.study.report import ARM_TITLES, READING_TITLES
 from nengram.study.sweep_report import points_table
+from nengram.study.twin import twin_table
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
@@ -401,6 +402,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "second-pass": lambda: sweep("2026-11-22-second-pass"),
     "bytes": lambda: sweep("2026-11-22-bytes"),
     "gain": gain,
+    "twin": twin_table,
     "rules": rules,
     "rules-two-texts": rules_two_texts,
     "table-benchmarks": table_benchmarks,
