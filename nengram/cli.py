@@ -66,6 +66,7 @@ def sweep(
     out: Path | None = None,
     runs: Path = Path("runs/arms"),
     dry: bool = False,
+    report: bool = False,
     tune: bool = False,
     at_once: int = 0,
 ) -> None:
@@ -78,6 +79,7 @@ def sweep(
         out: folder of rows.jsonl, rows.csv, fits and figures; runs/<name>-sweep if not given.
         runs: folder of the run folders, shared by all sweeps.
         dry: print every config with its totals and estimated cost, and run nothing.
+        report: only tables, fits and figures of the rows that are there.
         tune: search learning rates at three shares and for every arm instead, with the same number of runs each.
         at_once: runs side by side; one a core if 0.
     """
@@ -85,11 +87,13 @@ def sweep(
 
     parsed = with_grid(load_config(config, overrides), over)
     _show(parsed)
-    from nengram.study.sweep_verb import run_dry, run_sweep_verb, run_tune
+    from nengram.study.sweep_verb import run_dry, run_report, run_sweep_verb, run_tune
 
     out = out or Path("runs") / f"{parsed.name}-sweep"
     if dry:
         run_dry(parsed, out, _console())
+    elif report:
+        run_report(parsed, out, _console())
     elif tune:
         run_tune(parsed, out, runs, at_once, _console())
     else:

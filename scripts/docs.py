@@ -392,10 +392,10 @@ def example() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    "head-to-head": lambda: comparison("facts"),
     "demo": lambda: comparison("demo"),
     "speed": speed,
     "law": lambda: sweep("2026-11-22-law"),
+    "law-losses": lambda: sweep("2026-11-22-law", "loss over rho"),
     "controls": lambda: sweep("2026-11-22-law", "controls"),
     "rows": lambda: sweep("2026-11-22-rows"),
     "components": lambda: sweep("2026-11-22-components"),

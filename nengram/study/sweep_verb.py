@@ -51,6 +51,18 @@ def run_sweep_verb(config: Config, out: Path, runs: Path, at_once: int, console:
     return rows
 
 
+def run_report(config: Config, out: Path, console: Console) -> list[dict]:
+    """Report on the rows that are there, and run nothing. Raises: ConfigError, DataError; NengramError when there are none."""
+    points = expand(config, Corpora())
+    found = rows_of(points, load_rows(out / ROWS))
+    if not found:
+        raise NengramError(f"{out / ROWS}: no row of this sweep yet")
+    console.print(f"{len(found)} of {len(points)} runs", highlight=False)
+    rows = [found[point.digest] for point in points if point.digest in found]
+    report(rows, out, console)
+    return rows
+
+
 def report(rows: list[dict], out: Path, console: Console) -> None:
     """Tables on the console; rows.csv, sweep.json and the figures in `out`."""
     if not rows:

@@ -13,7 +13,7 @@ from nengram.study.processes import run_jobs
 from nengram.study.sweep import Corpora, expand, facts_of, load_rows, rows_of, run_sweep, same_run
 from nengram.study.sweep_rates import Node, load_found, nodes_of, rate_at, search
 from nengram.study.sweep_report import differences, to_csv
-from nengram.study.sweep_verb import run_dry, run_sweep_verb, run_tune
+from nengram.study.sweep_verb import run_dry, run_report, run_sweep_verb, run_tune
 from tests.conftest import run_command, small_corpus
 
 
@@ -226,6 +226,22 @@ def test_the_dry_plan_prints_totals_and_cost_and_runs_nothing(small, tmp_path, c
     printed = console.file.getvalue()
     assert "2 runs, 0 of them done" in printed and "CPU minutes" in printed and "untuned" in printed
     assert list(tmp_path.glob("runs*")) == []
+
+
+def test_a_report_is_made_from_rows_alone(small, tmp_path, console):
+    config = swept(small, budget__rho=[1.0, 0.6], budget__arm=["engram"])
+    with pytest.raises(NengramError, match="no row of this sweep yet"):
+        run_report(config, tmp_path, console)
+    points = expand(config, Corpora())
+    made = [
+        row(point.arm, point.resolved.budget.rho, 0, 5.0 - number)
+        | {"config": facts_of(point.resolved), "corpus": point.corpus}
+        for number, point in enumerate(points)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in made))
+    run_report(config, tmp_path, console)
+    (_, memory) = json.loads((tmp_path / "sweep.json").read_text())["differences"]
+    assert memory["difference"]["mean"] == -1.0 and "2 of 2 runs" in console.file.getvalue()
 
 
 def test_tuning_finds_rates_that_the_sweep_then_takes(small, tmp_path, console, monkeypatch):
