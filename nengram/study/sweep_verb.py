@@ -140,5 +140,5 @@ def _fits(rows: list[dict], out: Path, console: Console, summary: dict) -> list[
 
 
 def command() -> str:
-    """The command line as it was given."""
-    return "nengram " + " ".join(sys.argv[1:])
+    """The command line that made the rows; a report of them is no other command."""
+    return "nengram " + " ".join(word for word in sys.argv[1:] if word != "--report")
