@@ -175,7 +175,7 @@ def nats_by_source(nats_N: np.ndarray, packed: Packed) -> dict[str, dict[str, fl
 def reference_of(config: Config) -> dict | None:
     """The committed results that a preset names, or None: no file, or a run of other text, sizes or training.
 
-    Raises: NengramError when the file is damaged.
+    A key that the file is too old to know counts as its default. Raises: NengramError when the file is damaged.
     """
     if not config.compare.reference:
         return None
@@ -187,10 +187,10 @@ def reference_of(config: Config) -> dict | None:
         return None
     except (ValueError, KeyError) as error:
         raise NengramError(f"{path}: damaged ({error})") from None
-    mine = as_dict(config)
+    mine, defaults = as_dict(config), as_dict(Config())
     where_it_lies = {"data": {"cache": ""}, "train": {"checkpoint_every": 0, "log_every": 0}}
     same = all(
-        mine[part] | where_it_lies.get(part, {}) == theirs[part] | where_it_lies.get(part, {})
+        mine[part] | where_it_lies.get(part, {}) == defaults[part] | theirs[part] | where_it_lies.get(part, {})
         for part in ("data", "budget", "model", "memory", "train")
     )
     return results if same and mine["compare"]["lr"] == theirs["compare"]["lr"] else None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from nengram.config import as_dict
+from nengram.config import as_dict, load_config
 from nengram.errors import ConfigError, NengramError
 from nengram.study.arm import run_arm
 from nengram.study.compare import check, compare, gather, nats_by_source, reference_of
@@ -63,6 +63,10 @@ def test_losses_split_by_source_add_up_to_the_whole():
     assert found["b"]["bits_per_byte"] == pytest.approx(9 / np.log(2) / 5)
     total = sum(found[name]["bits_per_byte"] * size for name, size in (("a", 9), ("b", 5)))
     assert total / 14 == pytest.approx(found["all"]["bits_per_byte"])
+
+
+def test_the_demo_finds_its_committed_verdict():
+    assert reference_of(load_config("demo", ("compare.seeds=[0]",))) is not None
 
 
 def test_a_committed_verdict_is_not_quoted_beside_another_run(config, tmp_path, monkeypatch):
