@@ -17,7 +17,7 @@ import tyro
 from tyro.conf import Positional
 
 from nengram.config import TableOptions
-from nengram.errors import NengramError
+from nengram.errors import ConfigError, NengramError
 
 Tables = Annotated[TableOptions, tyro.conf.OmitArgPrefixes]
 Overrides = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[section.key=value ...]")]
@@ -53,9 +53,9 @@ def compare(
     from nengram.study.verbs import run_compare, run_tune
 
     if tune:
-        run_tune(parsed, out or Path("runs") / f"{parsed.name}-tune", _console())
+        run_tune(parsed, _folder(out or Path("runs") / f"{parsed.name}-tune"), _console())
     else:
-        run_compare(parsed, out or Path("runs") / parsed.name, resume=resume, console=_console())
+        run_compare(parsed, _folder(out or Path("runs") / parsed.name), resume=resume, console=_console())
 
 
 def sweep(
@@ -89,7 +89,7 @@ def sweep(
     _show(parsed)
     from nengram.study.sweep_verb import run_dry, run_report, run_sweep_verb, run_tune
 
-    out = out or Path("runs") / f"{parsed.name}-sweep"
+    out, runs = _folder(out or Path("runs") / f"{parsed.name}-sweep"), _folder(runs)
     if dry:
         run_dry(parsed, out, _console())
     elif report:
@@ -117,7 +117,8 @@ def train(
     _show(parsed)
     from nengram.study.verbs import run_train
 
-    run_train(parsed, out or Path("runs") / f"{parsed.name}-{parsed.budget.arm}", resume=resume, console=_console())
+    out = _folder(out or Path("runs") / f"{parsed.name}-{parsed.budget.arm}")
+    run_train(parsed, out, resume=resume, console=_console())
 
 
 def eval(
@@ -162,7 +163,7 @@ def gain(
     """
     from nengram.study.gain import run_gain
 
-    run_gain(list(memory), list(against), out=out, as_json=json, console=_console(stderr=json))
+    run_gain(list(memory), list(against), out=_folder(out), as_json=json, console=_console(stderr=json))
 
 
 def generate(
@@ -227,7 +228,7 @@ def twin(seeds: tuple[int, ...] = (0,), out: Path | None = None, tune: bool = Fa
     """
     from nengram.study.twin import run_twin
 
-    run_twin(seeds=seeds, out=out, as_json=json, tune=tune, console=_console(stderr=json))
+    run_twin(seeds=seeds, out=_folder(out), as_json=json, tune=tune, console=_console(stderr=json))
 
 
 def data(
@@ -491,7 +492,8 @@ def table_codecs(
     from nengram.study.codecs import run_codec_report
 
     chosen = codecs or tuple(CODECS)
-    run_codec_report(run, codecs=chosen, split=split, tokens=tokens, as_json=json, out=out, console=_console())
+    options = {"codecs": chosen, "split": split, "tokens": tokens, "as_json": json, "out": _folder(out)}
+    run_codec_report(run, **options, console=_console())
 
 
 def table_health(run: Positional[Path], /, out: Path | None = None, json: bool = False) -> None:
@@ -504,7 +506,7 @@ def table_health(run: Positional[Path], /, out: Path | None = None, json: bool =
     """
     from nengram.study.health import run_health
 
-    run_health(run, as_json=json, out=out, console=_console(stderr=json))
+    run_health(run, as_json=json, out=_folder(out), console=_console(stderr=json))
 
 
 VERBS = {
@@ -533,6 +535,22 @@ GROUPS = {
 }
 
 
+KEPT = {  # what an end before the end leaves of the verbs that take long
+    "compare": "what was finished is kept, --resume continues",
+    "train": "what was finished is kept, --resume continues",
+    "sweep": "what was finished is kept, the same command continues",
+}
+OF_THE_USER = (  # errors of the system that a user can mend
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+)
+
+
 def main() -> None:
     """Entry point of the `nengram` command."""
     warnings.showwarning = _warn
@@ -541,19 +559,15 @@ def main() -> None:
     except NengramError as error:
         _end(str(error), 2)
     except KeyboardInterrupt:
-        kept = (
-            "nothing half-written is left"
-            if sys.argv[1:2] == ["table"]
-            else "what was finished is kept, --resume continues"
-        )
-        _end(f"interrupted; {kept}", 130)
+        _end(f"interrupted; {KEPT.get(''.join(sys.argv[1:2]), 'nothing half-written is left')}", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in OF_THE_USER:
             raise
-        _end(f"{error.filename or 'disk'}: {error.strerror}; nothing half-written is left, --resume continues", 2)
+        kept = KEPT.get("".join(sys.argv[1:2]), "nothing half-written is left")
+        _end(f"{error.filename or 'disk'}: {error.strerror}; {kept}", 2)
 
 
 def choose(verbs: dict[str, Callable], **options: Any) -> Any:
@@ -576,6 +590,14 @@ def _one_of(choices: list[tuple[str, Any, str | None]]) -> Any:
     return Union[  # noqa: UP007 - made at run time
         tuple(Annotated[Any, subcommand(name, constructor=made, description=about)] for name, made, about in choices)
     ]
+
+
+def _folder(path: Path | None) -> Path | None:
+    """A folder for results, there or yet to be made. Raises ConfigError, before hours of work, where a file is in its place."""
+    for place in (path, *path.parents) if path else ():
+        if place.exists() and not place.is_dir():
+            raise ConfigError(f"{place}: is a file; results need a folder, choose another --out")
+    return path
 
 
 def _end(message: str, code: int) -> None:

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from nengram.config import Config, TableOptions, load_config
-from nengram.errors import DataError, NengramError
+from nengram.errors import CheckpointError, DataError, NengramError
 from nengram.files import held, write_atomic
 from nengram.infer.hot import count_rows, hot_sets
 from nengram.model import resolve
@@ -59,7 +60,7 @@ def run_arm(config: Config, folder: Path, *, test: bool = True) -> dict:
     Raises: NengramError of any kind; OSError.
     """
     if (folder / FACTS).exists():
-        return json.loads((folder / FACTS).read_text())
+        return load_facts(folder)
     data = prepare_for(config)
     for _ in train(config, data, folder, resume=(folder / "metrics.jsonl").exists()):
         pass
@@ -104,9 +105,22 @@ def run_arm(config: Config, folder: Path, *, test: bool = True) -> dict:
     return facts
 
 
+def load_facts(folder: Path) -> dict:
+    """The facts of a finished arm. Raises CheckpointError for a damaged file."""
+    try:
+        return json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{folder / FACTS}: damaged ({error}); delete it and run again") from None
+
+
 def load_nats(folder: Path) -> np.ndarray:
-    """Test loss of every token of a finished arm, float32 [N]."""
-    return load_file(folder / NATS)["nats_N"]
+    """Test loss of every token of a finished arm, float32 [N]. Raises CheckpointError for a damaged file."""
+    try:
+        return load_file(folder / NATS)["nats_N"]
+    except (SafetensorError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder / NATS}: damaged ({error}); delete it and arm.json beside it, and run again"
+        ) from None
 
 
 def main() -> None:

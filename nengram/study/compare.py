@@ -22,7 +22,7 @@ from nengram.config import ARMS, Config, as_dict, shipped, to_toml
 from nengram.errors import ConfigError, NengramError, nearest
 from nengram.files import write_atomic
 from nengram.model import resolve
-from nengram.study.arm import FACTS, load_nats, prepare_for
+from nengram.study.arm import FACTS, load_facts, load_nats, prepare_for
 from nengram.study.processes import Job, cores, python_job, run_jobs
 from nengram.study.verdict import paired
 from nengram.text import Packed, Prepared
@@ -102,7 +102,7 @@ def gather(config: Config, data: Prepared, out: Path) -> dict:
     test = data.splits["test"]
     arms = {}
     for arm in config.compare.arms:
-        runs = {seed: json.loads((out / f"{arm}-s{seed}" / FACTS).read_text()) for seed in config.compare.seeds}
+        runs = {seed: load_facts(out / f"{arm}-s{seed}") for seed in config.compare.seeds}
         by_source = {seed: nats_by_source(load_nats(out / f"{arm}-s{seed}"), test) for seed in config.compare.seeds}
         arms[arm] = summarise(runs, by_source, test)
     readings = {}

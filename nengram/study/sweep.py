@@ -25,7 +25,7 @@ from nengram.files import sha256_bytes, write_atomic
 from nengram.model import resolve
 from nengram.model.cost import Cost
 from nengram.model.transformer import Transformer
-from nengram.study.arm import FACTS, load_nats, prepare_for
+from nengram.study.arm import load_facts, load_nats, prepare_for
 from nengram.study.compare import arm_job, nats_by_source
 from nengram.study.processes import Job, run_jobs
 from nengram.study.sweep_rates import rate_at
@@ -231,7 +231,7 @@ def run_sweep(
 
 def row_of(point: Point, folder: Path, data: Prepared) -> dict:
     """What a finished run says, as one line: the point, its costs, its losses, its config and machine."""
-    facts = json.loads((folder / FACTS).read_text())
+    facts = load_facts(folder)
     by_source = nats_by_source(load_nats(folder), data.splits["test"])
     return {
         "point": point.settings,

@@ -13,7 +13,9 @@ from rich.console import Console
 from nengram.config import Config
 from nengram.errors import NengramError
 from nengram.files import write_atomic
-from nengram.study.law import draw_law, draw_rows, law_summary, law_tables
+from nengram.study import law_figure, law_report
+from nengram.study.arm import load_facts
+from nengram.study.law import law_summary
 from nengram.study.processes import run_jobs
 from nengram.study.sweep import ROWS, Corpora, Point, expand, job_of, load_rows, rows_of, run_sweep
 from nengram.study.sweep_rates import (
@@ -90,7 +92,7 @@ def run_tune(config: Config, out: Path, runs: Path, at_once: int, console: Conso
                 for node, lr in pairs
             ]
             run_jobs(jobs, console, at_once or None)
-            return [json.loads(job.done.read_text())["dev_nats"] for job in jobs]
+            return [load_facts(job.folder)["dev_nats"] for job in jobs]
 
         found |= search([node for node in nodes if node.tokens == tokens], config.train.lr, dev_of, known=found)
         write_atomic(out / "tune.json", json.dumps(to_json(found, config, environment(), command()), indent=1) + "\n")
@@ -133,9 +135,9 @@ def _fits(rows: list[dict], out: Path, console: Console, summary: dict) -> list[
         return []
     if not found["curves"] and not found["rows"]:
         return []
-    for table in law_tables(rows):
+    for table in law_report.tables(found):
         console.print(table)
-    drawn = (draw_law(rows, out / "law.png"), draw_rows(rows, out / "rows.png"))
+    drawn = (law_figure.draw_law(found, out / "law.png"), law_figure.draw_rows(found, out / "rows.png"))
     return [path for path in drawn if path]
 
 
