@@ -167,7 +167,7 @@ def test_a_full_disk_ends_in_one_line(monkeypatch, capsys):
 def test_a_file_in_the_place_of_a_results_folder_is_refused_before_the_work(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     for place in ("file", "file/below"):
-        code, _, error = run_command(monkeypatch, capsys, "twin", "--out", tmp_path / place)
+        code, _, error = run(monkeypatch, capsys, "twin", "--out", tmp_path / place)
         assert (
             code == 2
             and error == f"nengram: {tmp_path / 'file'}: is a file; results need a folder, choose another --out\n"
