@@ -17,23 +17,14 @@ from nengram.store.codecs import CODECS, make_codec
 from nengram.study import codecs, reading
 from nengram.text import prepare
 from nengram.train import token_nats, train
-from tests.conftest import small_corpus
-
-OVERRIDES = (
-    "budget.scale=2",
-    "model.context=32",
-    "train.batch=4",
-    "train.tokens=640",
-    "train.warmup_steps=3",
-    "train.eval_tokens=100",
-)
+from tests.conftest import TINY, small_corpus
 
 
 @pytest.fixture(scope="module")
 def run_folder(data, tmp_path_factory):
     """Five steps of an Engram model with two blocks."""
     folder = tmp_path_factory.mktemp("runs") / "engram"
-    for _ in train(load_config("demo", OVERRIDES), data, folder):
+    for _ in train(load_config("demo", TINY), data, folder):
         pass
     return folder
 
@@ -157,7 +148,7 @@ def test_what_cannot_be_reported_is_refused_in_one_line(run_folder, tmp_path, da
     monkeypatch.setattr(reading, "prepare_for", lambda config: other)
     with pytest.raises(DataError, match="is not the text"):
         codecs.codec_report(run_folder, ["int8"])
-    for _ in train(load_config("demo", (*OVERRIDES, "budget.arm=moe", "train.tokens=128")), data, tmp_path / "moe"):
+    for _ in train(load_config("demo", (*TINY, "budget.arm=moe", "train.tokens=128")), data, tmp_path / "moe"):
         pass
     with pytest.raises(CheckpointError, match="no memory layer"):
         codecs.codec_report(tmp_path / "moe")

@@ -18,23 +18,6 @@ from nengram.study.tune import tune
 from nengram.text import Packed
 
 
-@pytest.fixture
-def corpus_file(tmp_path):
-    from tests.conftest import small_corpus
-
-    path = tmp_path / "facts.jsonl"
-    lines = [{"key": e.key, "source": e.source, "text": e.text} for e in small_corpus()]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
-
-
-@pytest.fixture
-def small(config, corpus_file, tmp_path):
-    return config.replace(
-        data__corpus=str(corpus_file), data__vocab_size=400, data__cache=str(tmp_path / "cache"), compare__reference=""
-    )
-
-
 @pytest.mark.parametrize(
     "change, message",
     [

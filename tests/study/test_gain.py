@@ -26,35 +26,14 @@ from nengram.study.token_classes import CLASSES as TOKEN_CLASSES
 from nengram.study.token_classes import token_classes
 from nengram.text import Entry, eval_windows, prepare
 from nengram.text.pack import pack
-from nengram.train import loop, token_nats, train
-from tests.conftest import small_corpus
-
-OVERRIDES = (
-    "budget.scale=2",
-    "model.context=32",
-    "train.batch=4",
-    "train.tokens=640",
-    "train.warmup_steps=3",
-    "train.eval_tokens=100",
-)
-
-
-def recorded(seen):
-    """`train_step` that also keeps every batch it is given."""
-    step = loop.train_step
-
-    def keep(model, batch, *rest, **options):
-        seen.append(batch)
-        return step(model, batch, *rest, **options)
-
-    return keep
+from nengram.train import token_nats, train
+from tests.conftest import TINY, recorded_batches, small_corpus
 
 
 def trained_run(folder, data, *changes):
     """A run folder as a comparison leaves it; and every batch that its training loop was given."""
-    config, seen = load_config("demo", (*OVERRIDES, *changes)), []
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(loop, "train_step", recorded(seen))
+    config = load_config("demo", (*TINY, *changes))
+    with recorded_batches() as seen:
         for _ in train(config, data, folder):
             pass
     nats_N = token_nats(load_run(folder).model, data.splits["test"], batch=4, context=32)
@@ -122,7 +101,7 @@ def test_a_history_is_what_the_training_loop_was_given(runs, data):
 
 
 def test_a_second_pass_counts_again_and_another_seed_reads_another_part(data):
-    packed, config = data.splits["train"], load_config("demo", OVERRIDES)
+    packed, config = data.splits["train"], load_config("demo", TINY)
     steps = (len(packed) - 1) // 128
     size = data.compression.compressed_vocab_size
     spec = AddressSpec.engram(

@@ -17,36 +17,17 @@ from nengram.study import health, reading
 from nengram.study.health_report import QUANTILES, rows_table
 from nengram.study.history import CLASSES
 from nengram.text import Packed, eval_windows
-from nengram.train import loop, train
+from nengram.train import train
+from tests.conftest import TINY, recorded_batches
 
-OVERRIDES = (
-    "budget.scale=2",
-    "model.context=32",
-    "train.batch=4",
-    "train.tokens=1280",
-    "train.warmup_steps=3",
-    "train.eval_tokens=100",
-    "train.seed=3",
-)
-
-
-def recorded(seen):
-    """`train_step` that also keeps every batch it is given."""
-    step = loop.train_step
-
-    def keep(model, batch, *rest, **options):
-        seen.append(batch)
-        return step(model, batch, *rest, **options)
-
-    return keep
+OVERRIDES = (*TINY, "train.tokens=1280", "train.seed=3")
 
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     """Ten steps of an Engram model; its folder, and every batch that the training loop was given."""
-    folder, seen = tmp_path_factory.mktemp("runs") / "engram", []
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(loop, "train_step", recorded(seen))
+    folder = tmp_path_factory.mktemp("runs") / "engram"
+    with recorded_batches() as seen:
         for _ in train(load_config("demo", OVERRIDES), data, folder):
             pass
     return folder, seen

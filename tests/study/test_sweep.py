@@ -14,26 +14,12 @@ from nengram.study.sweep import Corpora, expand, facts_of, load_rows, rows_of, r
 from nengram.study.sweep_rates import Node, load_found, nodes_of, rate_at, search
 from nengram.study.sweep_report import differences, to_csv
 from nengram.study.sweep_verb import run_dry, run_report, run_sweep_verb, run_tune
-from tests.conftest import run_command, small_corpus
+from tests.conftest import run_command
 
 
 @pytest.fixture
-def corpus_file(tmp_path):
-    path = tmp_path / "facts.jsonl"
-    lines = [{"key": e.key, "source": e.source, "text": e.text} for e in small_corpus()]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
-
-
-@pytest.fixture
-def small(config, corpus_file, tmp_path):
-    return config.replace(
-        data__corpus=str(corpus_file),
-        data__vocab_size=400,
-        data__cache=str(tmp_path / "cache"),
-        compare__reference="",
-        sweep__seeds=[0],
-    )
+def small(small):
+    return small.replace(sweep__seeds=[0])
 
 
 @pytest.fixture
