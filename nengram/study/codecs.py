@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from nengram.errors import CheckpointError, StoreError, nearest
-from nengram.files import write_atomic
 from nengram.infer import LoadedRun, load_run
 from nengram.store import ResidentStore, Store
 from nengram.store.codecs import CODECS, Codec, Fp8Tensor, make_codec
+from nengram.study.outcome import keep_outcome, pyplot, save_picture
 from nengram.study.reading import own_corpus
 from nengram.train import environment, token_nats
 
@@ -176,11 +176,7 @@ def run_codec_report(
             if "refused" in one:
                 console.print(f"{name}: {one['refused']}", highlight=False)
     if out is not None:
-        write_atomic(out / "codecs.json", json.dumps(found, indent=1) + "\n")
-        picture = draw(found, out)
-        if not as_json:
-            kept = [str(out / "codecs.json"), str(picture) if picture else "no picture: pip install nengram[plot]"]
-            console.print(", ".join(kept), highlight=False)
+        keep_outcome(found, out, "codecs", draw, None if as_json else console)
     return found
 
 
@@ -223,14 +219,10 @@ def report_table(found: dict) -> Table:
     return table
 
 
-def draw(found: dict, out: Path) -> Path | None:
-    """codecs.png: bytes a row against the loss that the codec adds. None where matplotlib is not installed."""
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-    except ImportError:
+def draw(found: dict, path: Path) -> Path | None:
+    """Bytes a row against the loss that the codec adds. None where matplotlib is not installed."""
+    plt = pyplot()
+    if plt is None:
         return None
     shown = {name: one for name, one in found["codecs"].items() if "refused" not in one}
     figure, axes = plt.subplots(figsize=(7, 4.2), constrained_layout=True)
@@ -247,7 +239,4 @@ def draw(found: dict, out: Path) -> Path | None:
     axes.set_xticks([], minor=True)
     axes.set(xlabel="bytes a row", ylabel=f"loss added on {found['split']}, nats a token")
     axes.legend(frameon=False, fontsize=8, title="bars: 2 standard errors", title_fontsize=8)
-    path = out / "codecs.png"
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path
+    return save_picture(figure, path)

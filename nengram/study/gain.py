@@ -22,11 +22,12 @@ import numpy as np
 from rich.console import Console
 
 from nengram.errors import CheckpointError, ConfigError
-from nengram.files import word_code, write_atomic
+from nengram.files import word_code
 from nengram.infer import LoadedRun, load_run
 from nengram.study.arm import NATS, load_nats
 from nengram.study.gain_report import draw_gain, gain_tables
 from nengram.study.history import CLASSES, history_class, history_of, judged_positions, trained_positions
+from nengram.study.outcome import keep_outcome
 from nengram.study.reading import own_corpus
 from nengram.study.token_classes import CLASSES as TOKEN_CLASSES
 from nengram.study.token_classes import token_classes
@@ -229,9 +230,5 @@ def run_gain(
         for table in gain_tables(found):
             console.print(table)
     if out is not None:
-        write_atomic(out / "gain.json", json.dumps(found, indent=1) + "\n")
-        picture = draw_gain(found, out / "gain.png")
-        if not as_json:
-            kept = [str(out / "gain.json"), str(picture) if picture else "no picture: pip install nengram[plot]"]
-            console.print(", ".join(kept), highlight=False, markup=False)
+        keep_outcome(found, out, "gain", draw_gain, None if as_json else console)
     return found

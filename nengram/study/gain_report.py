@@ -9,6 +9,8 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
+from nengram.study.outcome import pyplot, save_picture
+
 COLOURS = {"read": "C0", "continued": "C1", "source": "C2", "token": "C4"}
 
 
@@ -52,12 +54,8 @@ def interval(reading: dict) -> str:
 
 def draw_gain(found: dict, path: Path) -> Path | None:
     """A bar for each part of each split: its contribution, and the difference within it. None where matplotlib is not installed."""
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-    except ImportError:
+    plt = pyplot()
+    if plt is None:
         return None
     lines = []  # (label, row or None for a heading, colour)
     for name, split in found["splits"].items():
@@ -88,6 +86,4 @@ def draw_gain(found: dict, path: Path) -> Path | None:
         f"with memory {found['difference']['mean']:+.4f} nats a token: where? (in brackets: share of test tokens)",
         fontsize=11,
     )
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path
+    return save_picture(figure, path)

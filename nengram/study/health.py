@@ -29,7 +29,6 @@ from rich.console import Console
 from nengram.address import Addresser, ngram_counts, text_starts
 from nengram.address.census import rows_of_ngrams
 from nengram.errors import CheckpointError
-from nengram.files import write_atomic
 from nengram.infer import LoadedRun, load_run
 from nengram.memory import Engram
 from nengram.model import Transformer
@@ -45,6 +44,7 @@ from nengram.study.history import (
     times,
     training_batches,
 )
+from nengram.study.outcome import keep_outcome
 from nengram.study.reading import own_corpus
 from nengram.text import Batch, Packed, eval_windows
 from nengram.train import environment
@@ -273,9 +273,5 @@ def run_health(run: Path, *, as_json: bool = False, out: Path | None = None, con
         console.print(rows_table(found))
         console.print(gates_table(found))
     if out is not None:
-        write_atomic(out / "health.json", json.dumps(found, indent=1) + "\n")
-        picture = draw_health(found, out / "health.png")
-        if not as_json:
-            kept = [str(out / "health.json"), str(picture) if picture else "no picture: pip install nengram[plot]"]
-            console.print(", ".join(kept), highlight=False, markup=False)
+        keep_outcome(found, out, "health", draw_health, None if as_json else console)
     return found

@@ -5,6 +5,8 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
+from nengram.study.outcome import pyplot, save_picture
+
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 MEDIAN = QUANTILES.index(0.5)
 NORM_COLOURS = {"at_start": "0.75", "untouched": "C0", "touched": "C1"}
@@ -73,12 +75,8 @@ def _number(value: float | None) -> str:
 
 def draw_health(found: dict, path: Path) -> Path | None:
     """Four panels: how full and how shared the table is, updates a row, norms, and the gate by history. None without matplotlib."""
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-    except ImportError:
+    plt = pyplot()
+    if plt is None:
         return None
     figure, axes = plt.subplots(2, 2, figsize=(10.5, 7), constrained_layout=True)
     orders = [
@@ -98,9 +96,7 @@ def draw_health(found: dict, path: Path) -> Path | None:
         f"health of the table after {found['trained_tokens']:,} training tokens (boxes: quartiles over rows; whiskers: 5-95 %)",
         fontsize=11,
     )
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path
+    return save_picture(figure, path)
 
 
 def _draw_shares(axis, orders: list[tuple[str, dict]]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from nengram.study.outcome import pyplot, save_picture
 from nengram.study.report import ARM_TITLES
 from nengram.study.trace import visible
 
@@ -32,7 +33,7 @@ def draw_law(summary: dict[str, Any], path: Path) -> Path | None:
 
     At most four budgets are drawn, the largest ones.
     """
-    plt = _pyplot()
+    plt = pyplot()
     curves = summary["curves"][-MOST_PANELS:]
     if plt is None or not curves:
         return None
@@ -54,12 +55,12 @@ def draw_law(summary: dict[str, Any], path: Path) -> Path | None:
     _draw_paper(beside[0], summary["paper"])
     if controls:
         _draw_controls(beside[1], controls, labels)
-    return _save(figure, path, plt)
+    return save_picture(figure, path)
 
 
 def draw_rows(summary: dict[str, Any], path: Path) -> Path | None:
     """Loss over log2 of the table rows with the straight line, to `path`. None without matplotlib, or without such a line."""
-    plt = _pyplot()
+    plt = pyplot()
     lines = summary["rows"][-len(BUDGETS) :]
     if plt is None or not lines:
         return None
@@ -83,7 +84,7 @@ def draw_rows(summary: dict[str, Any], path: Path) -> Path | None:
     axis.set_title("loss against table rows, all else fixed", fontsize=10, loc="left")
     _quiet(axis)
     axis.legend(frameon=False, fontsize=8, loc="upper right")
-    return _save(figure, path, plt)
+    return save_picture(figure, path)
 
 
 def _draw_curve(axis: Any, curve: dict[str, Any], controls: list[dict], colour: str) -> None:
@@ -218,21 +219,3 @@ def _quiet(axis: Any) -> None:
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=8)
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-    except ImportError:
-        return None
-    return plt
-
-
-def _save(figure: Any, path: Path, plt: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nengram.errors import CheckpointError
+from nengram.study.outcome import pyplot, save_picture
 
 
 class Meter(NamedTuple):
@@ -46,12 +47,8 @@ def draw_meter(groups: Mapping[str, list[Meter]], path: Path, *, pass_tokens: in
     groups: runs of equal steps by label. pass_tokens: tokens of one pass over the text, for a line where the next begins.
     Returns None where matplotlib is not installed.
     """
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-    except ImportError:
+    plt = pyplot()
+    if plt is None:
         return None
     metered = any(np.isfinite(meter.lookup_nats_P).any() for meters in groups.values() for meter in meters)
     figure, axes = plt.subplots(
@@ -73,6 +70,4 @@ def draw_meter(groups: Mapping[str, list[Meter]], path: Path, *, pass_tokens: in
         axis.legend(frameon=False, fontsize=8)
     low = min(np.nanmin(meter.dev_nats_P) for meters in groups.values() for meter in meters)
     axes[0][0].set_ylim(low - 0.05, low + 1.5)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path
+    return save_picture(figure, path)

@@ -7,6 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from nengram.study.outcome import pyplot, save_picture
 from nengram.study.verdict import paired, prediction_interval
 
 ARM_TITLES = {
@@ -166,12 +167,8 @@ def spread(values: list[float]) -> float:
 
 def draw(results: dict, out: Path) -> Path | None:
     """curves.png: training loss by tokens for each arm, and the paired differences. None where matplotlib is not installed."""
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-    except ImportError:
+    plt = pyplot()
+    if plt is None:
         return None
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(3, 2), constrained_layout=True)
     seeds = results["config"]["compare"]["seeds"]
@@ -199,9 +196,7 @@ def draw(results: dict, out: Path) -> Path | None:
     right.set_yticks(range(len(names)), [READING_TITLES[name].replace(": ", ":\n") for name in names], fontsize=7)
     right.set_xlabel("difference in test loss (nats); below zero: the first is better")
     path = out / "curves.png"
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path
+    return save_picture(figure, path)
 
 
 def smooth_curve(path: Path, points: int = 120) -> tuple[np.ndarray, np.ndarray]:

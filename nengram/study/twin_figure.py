@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nengram.study.outcome import pyplot, save_picture
+
 COLOURS = {"engram": "#c8501e", "moe": "#27517f", "one_row": "#7d8590"}
 LABELS = {"one_row": "no lookup", "moe": "pure MoE", "engram": "Engram"}  # lowest name first
 STYLES = {"engram": "-", "moe": "-", "one_row": (0, (4, 2))}
@@ -28,12 +30,8 @@ ALONE = 30  # per cent: a curve that ends above is named after those that stayed
 
 def draw_twin(found: Mapping, path: Path) -> Path | None:
     """Two panels, thin lines for seeds and thick ones for their mean, to `path`. None where matplotlib is not installed."""
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-    except ImportError:
+    plt = pyplot()
+    if plt is None:
         return None
     figure, grid = plt.subplots(2, 2, figsize=(11, 5), height_ratios=(1, 4.2), sharex="col", sharey="row")
     figure.subplots_adjust(left=0.095, right=0.885, top=0.86, bottom=0.12, wspace=0.32, hspace=0.04)
@@ -49,9 +47,7 @@ def draw_twin(found: Mapping, path: Path) -> Path | None:
         _draw_line(grid[0, column], title, line, form == "facts")
         _draw_curves(grid[1, column], found["forms"][form]["arms"], times, task["chance"])
     grid[1, 0].set_ylabel("facts whose value is right,\namong new words", color=INK)
-    figure.savefig(path, dpi=150, facecolor="white")
-    plt.close(figure)
-    return path
+    return save_picture(figure, path, dpi=150, facecolor="white")
 
 
 def _draw_line(axis, title: str, line: tuple[str, ...], is_ngram: bool) -> None:
