@@ -42,7 +42,7 @@ WHERE_IT_LIES = {  # no part of a run; the text itself is known by its digest
     "train.log_every",
     "train.table_tier",
 }
-TABLE_KEYS = ("table_lr_multiplier", "table_rule", "table_clip")
+TABLE_KEYS = ("table_lr_multiplier", "table_rule", "table_clip", "meter_every")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Point:
     @property
     def arm(self) -> str:
         """The arm that is really run: memory without a table is pure MoE."""
-        return self.config.budget.arm
+        return self.resolved.budget.arm
 
     @property
     def name(self) -> str:
@@ -121,6 +121,8 @@ def _point(config: Config, settings: dict[str, Any], seed: int, corpora: Corpora
         asked = run_config(asked, seed, rate)
         data = corpora(asked)
         resolved = resolve(asked, data.tokenizer.get_vocab_size())
+        if resolved.memory.kind == "none":
+            asked, resolved = _without_table(asked), _without_table(resolved)
         if config.sweep.repeat is False:
             _check_text(resolved, data)
         steps_of(resolved, data)
@@ -133,13 +135,16 @@ def _point(config: Config, settings: dict[str, Any], seed: int, corpora: Corpora
 
 
 def run_config(config: Config, seed: int, lr: float | None = None) -> Config:
-    """One run of a study: its seed, its rate, and nothing that belongs to the study or to an absent table."""
-    budget, train = config.budget, replace(config.train, seed=seed, lr=lr or config.train.lr)
-    if budget.scale and budget.arm in ("moe", "engram") and (budget.rho == 1 or budget.arm == "moe"):
-        budget = replace(budget, arm="moe", rho=1.0)
-    if budget.arm in ("moe", "no_table", "wide_shared") and budget.scale:
-        train = replace(train, **{key: getattr(TrainConfig(), key) for key in TABLE_KEYS}, meter_every=0)
-    return replace(config, name="", budget=budget, train=train, compare=CompareConfig(), sweep=SweepConfig())
+    """One run of a study: its seed, its rate, and nothing that belongs to the study."""
+    train = replace(config.train, seed=seed, lr=lr or config.train.lr)
+    return replace(config, name="", train=train, compare=CompareConfig(), sweep=SweepConfig())
+
+
+def _without_table(config: Config) -> Config:
+    """How a table would be trained says nothing about a run that has none, and Engram without one is pure MoE."""
+    arm = "moe" if config.budget.arm == "engram" else config.budget.arm
+    train = replace(config.train, **{key: getattr(TrainConfig(), key) for key in TABLE_KEYS})
+    return replace(config, budget=replace(config.budget, arm=arm), train=train)
 
 
 def _check_text(config: Config, data: Prepared) -> None:

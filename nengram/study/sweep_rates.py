@@ -3,8 +3,7 @@
 Tuning every point would cost more than the sweep, tuning none would favour whichever arm likes the guess. So, per training budget:
 
     1. nodes    pure MoE (rho 1), the middle and the lowest share of the memory arm, and each other arm at its own share
-    2. search   one grid of ratio sqrt 2 for all nodes, on dev, with a seed that the sweep does not use; while any node's best is
-                the first or the last of the grid, the grid grows on that side, for ALL nodes
+    2. search   one grid for all nodes, as for the arms of a comparison (`nengram.study.tune`)
     3. between  log rate is linear in rho
     4. verify   once the sweep has rows, tuning again adds the best share as a node: its rate is searched too, not believed
 
@@ -13,7 +12,7 @@ Tuning every point would cost more than the sweep, tuning none would favour whic
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,9 +21,7 @@ from rich.table import Table
 
 from nengram.config import Config, RateConfig, differences
 from nengram.errors import NengramError
-
-TUNING_SEED = 1000
-MOST_POINTS = 10
+from nengram.study.tune import TUNING_SEED
 
 
 def rate_at(rates: Sequence[RateConfig], config: Config) -> float | None:
@@ -65,7 +62,8 @@ def nodes_of(points: Sequence, best: dict[int, float]) -> list[Node]:
     shares: dict[tuple[str, int], set[float]] = {}
     for point in points:
         arm = "engram" if point.arm == "moe" else point.arm
-        shares.setdefault((arm, point.config.train.tokens), set()).add(point.config.budget.rho)
+        rho = 1.0 if point.arm == "moe" else point.config.budget.rho
+        shares.setdefault((arm, point.config.train.tokens), set()).add(rho)
     nodes = []
     for (arm, tokens), rhos in shares.items():
         ordered = sorted(rhos, reverse=True)
@@ -74,41 +72,6 @@ def nodes_of(points: Sequence, best: dict[int, float]) -> list[Node]:
             chosen.add(best[tokens])
         nodes += [Node(arm, rho, tokens) for rho in sorted(chosen, reverse=True)]
     return nodes
-
-
-def search(
-    nodes: Sequence[Node],
-    base_lr: float,
-    dev_of: Callable[[list[tuple[Node, float]]], list[float]],
-    *,
-    known: Mapping[Node, Mapping[float, float]] | None = None,
-    points: int = 3,
-) -> dict[Node, dict[float, float]]:
-    """Dev loss of every node at every rate of the grid, which grows until no node's best is at its edge.
-
-    Args:
-        base_lr: the grid's middle.
-        known: losses of an earlier search.
-        dev_of: function of a list of (node, rate) that does the runs and returns their dev losses in that order.
-        points: rates to begin with.
-    Raises: NengramError when a grid of 10 rates has no interior best.
-    """
-    found: dict[Node, dict[float, float]] = {node: dict((known or {}).get(node, {})) for node in nodes}
-    exponents = range(-(points // 2), points - points // 2)
-    while True:
-        grid = [round(base_lr * 2 ** (k / 2), 6) for k in exponents]
-        missing = [(node, lr) for lr in grid for node in nodes if lr not in found[node]]
-        for (node, lr), dev_nats in zip(missing, dev_of(missing), strict=True):
-            found[node][lr] = dev_nats
-        best = {min(grid, key=losses.__getitem__) for losses in found.values()}
-        low, high = grid[0] in best, grid[-1] in best
-        if not low and not high:
-            return found
-        exponents = range(exponents[0] - low, exponents[-1] + 1 + high)
-        if len(exponents) > MOST_POINTS:
-            raise NengramError(
-                f"tune: no interior best learning rate on {MOST_POINTS} points around {base_lr}; set train.lr nearer"
-            )
 
 
 def rates_of(found: dict[Node, dict[float, float]]) -> list[RateConfig]:

@@ -19,16 +19,15 @@ from nengram.study.law import law_summary
 from nengram.study.processes import run_jobs
 from nengram.study.sweep import ROWS, Corpora, Point, expand, job_of, load_rows, rows_of, run_sweep
 from nengram.study.sweep_rates import (
-    TUNING_SEED,
     Node,
     load_found,
     nodes_of,
     print_search,
     rates_toml,
-    search,
     to_json,
 )
 from nengram.study.sweep_report import differences, dry_table, flops_per_cpu_s, points_table, to_csv
+from nengram.study.tune import TUNING_SEED, search
 from nengram.train import environment
 
 

@@ -11,9 +11,10 @@ from nengram.errors import ConfigError, DataError, NengramError
 from nengram.study import sweep
 from nengram.study.processes import run_jobs
 from nengram.study.sweep import Corpora, expand, facts_of, load_rows, rows_of, run_sweep, same_run
-from nengram.study.sweep_rates import Node, load_found, nodes_of, rate_at, search
+from nengram.study.sweep_rates import Node, load_found, nodes_of, rate_at
 from nengram.study.sweep_report import differences, to_csv
 from nengram.study.sweep_verb import run_dry, run_report, run_sweep_verb, run_tune
+from nengram.study.tune import search
 from tests.conftest import run_command
 
 
