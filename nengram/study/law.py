@@ -15,15 +15,12 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from nengram.config import ARMS
 from nengram.errors import NengramError
-from nengram.study import law_figure, law_report
 from nengram.study.claims import equal_cpu, interior_claim, kept_share, power, tokens_to_show
 from nengram.study.fits import bootstrap_optimum, fit_log_rows, fit_monotone, fit_quadratic, half_width
 from nengram.study.verdict import paired
@@ -96,21 +93,6 @@ def law_summary(rows: Iterable[dict], *, measure: str = "test_nats") -> dict[str
             "paper": PAPER,
         }
     )
-
-
-def law_tables(rows: Iterable[dict], *, measure: str = "test_nats") -> list[Table]:
-    """The report as tables; parts that the sweep has no runs for are left out. Raises NengramError as `law_summary`."""
-    return law_report.tables(law_summary(rows, measure=measure))
-
-
-def draw_law(rows: Iterable[dict], path: Path, *, measure: str = "test_nats") -> Path | None:
-    """Loss against rho in the manner of the paper's Figure 3. None without matplotlib, or when there is no curve."""
-    return law_figure.draw_law(law_summary(rows, measure=measure), path)
-
-
-def draw_rows(rows: Iterable[dict], path: Path, *, measure: str = "test_nats") -> Path | None:
-    """Loss against the number of table rows. None without matplotlib, or when there is no such line."""
-    return law_figure.draw_rows(law_summary(rows, measure=measure), path)
 
 
 def gather(rows: Sequence[dict], measure: str, *, aside: Sequence[str] = ()) -> list[Runs]:

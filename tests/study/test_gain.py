@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -265,6 +266,14 @@ def test_runs_that_do_not_pair_are_refused_in_one_line(folders, data, tmp_path):
     (longer / "test_nats.safetensors").unlink()
     with pytest.raises(CheckpointError, match="longer: has no losses of its test tokens"):
         gain.gain_report(memory[:1], [longer])
+
+
+def test_damaged_losses_are_refused_by_name(folders, tmp_path):
+    shutil.copytree(folders[1][0], tmp_path / "cut")
+    losses = tmp_path / "cut" / "test_nats.safetensors"
+    losses.write_bytes(losses.read_bytes()[:-7])
+    with pytest.raises(CheckpointError, match=r"cut/test_nats.safetensors: damaged .* run again"):
+        gain.gain_report([folders[0][0]], [tmp_path / "cut"])
 
 
 def test_runs_of_another_corpus_are_named_both(folders, data, tmp_path):

@@ -12,7 +12,9 @@ from rich.console import Console
 
 from nengram.errors import NengramError
 from nengram.study import verdict
-from nengram.study.law import draw_law, draw_rows, law_summary, law_tables
+from nengram.study.law import law_summary
+from nengram.study.law_figure import draw_law, draw_rows
+from nengram.study.law_report import tables
 
 SHARES = (1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
 KEPT = {"one_row": 0.0, "misaligned": 0.2, "frozen": 0.5, "no_table": -0.5}
@@ -83,7 +85,7 @@ def summary(rows) -> dict:
 
 def printed(rows: list[dict]) -> str:
     console = Console(file=io.StringIO(), width=200)
-    for table in law_tables(rows):
+    for table in tables(law_summary(rows)):
         console.print(table)
     return console.file.getvalue()
 
@@ -212,13 +214,18 @@ def test_a_row_that_names_no_run_is_refused(rows):
 def test_figures_are_drawn_twice_the_same(rows, tmp_path):
     pytest.importorskip("matplotlib")
     evil = [one | {"point": one["point"] | {"$x^": "[b]"}} for one in rows]
-    first, second = draw_law(evil, tmp_path / "a.png"), draw_law(evil, tmp_path / "b.png")
+    first, second = draw_law(law_summary(evil), tmp_path / "a.png"), draw_law(law_summary(evil), tmp_path / "b.png")
     assert first.read_bytes() == second.read_bytes() and first.stat().st_size > 20_000
-    assert draw_rows(evil, tmp_path / "rows.png").stat().st_size > 10_000
+    assert draw_rows(law_summary(evil), tmp_path / "rows.png").stat().st_size > 10_000
 
 
 def test_nothing_to_draw_draws_nothing(tmp_path, monkeypatch, rows):
-    assert draw_law([], tmp_path / "a.png") is None and draw_rows([], tmp_path / "a.png") is None
+    assert (
+        draw_law(law_summary([]), tmp_path / "a.png") is None and draw_rows(law_summary([]), tmp_path / "a.png") is None
+    )
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert draw_law(rows, tmp_path / "a.png") is None and draw_rows(rows, tmp_path / "a.png") is None
+    assert (
+        draw_law(law_summary(rows), tmp_path / "a.png") is None
+        and draw_rows(law_summary(rows), tmp_path / "a.png") is None
+    )
     assert not (tmp_path / "a.png").exists()

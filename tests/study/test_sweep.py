@@ -2,12 +2,16 @@
 
 import io
 import json
+import subprocess
+import sys
+import time
 
 import pytest
 from rich.console import Console
 
-from nengram.config import RateConfig, load_config, with_grid
+from nengram.config import RateConfig, load_config, to_toml, with_grid
 from nengram.errors import ConfigError, DataError, NengramError
+from nengram.files import held
 from nengram.study import sweep
 from nengram.study.processes import run_jobs
 from nengram.study.sweep import Corpora, expand, facts_of, load_rows, rows_of, run_sweep, same_run
@@ -118,6 +122,29 @@ def test_a_sweep_that_is_stopped_and_continued_is_the_sweep_that_was_not(small, 
         )
     again, _ = run_sweep(config, tmp_path / "cut", tmp_path / "nowhere", console, 1)
     assert again == continued and not (tmp_path / "nowhere").exists()  # the rows alone are enough
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_outright_leaves_no_run_behind_and_goes_on(small, tmp_path, console):
+    config = swept(small, budget__rho=[1.0, 0.5], budget__arm=["engram"]).replace(
+        train__tokens=38400, train__checkpoint_every=50, sweep__repeat=True
+    )
+    path = tmp_path / "sweep.toml"
+    path.write_text(to_toml(config))
+    command = [sys.executable, "-c", "from nengram.cli import main; main()", "sweep", path, "--at-once", "1"]
+    places = ["--out", tmp_path / "cut", "--runs", tmp_path / "runs-1"]
+    process = subprocess.Popen([*command, *places], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoints = tmp_path / "runs-1"
+    while not list(checkpoints.glob("*/checkpoint/manifest.json")) and process.poll() is None:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    (run,) = (found.parents[1] for found in checkpoints.glob("*/checkpoint/manifest.json"))
+    with held(run):  # waits until the orphan has gone
+        assert not (run / "arm.json").exists()
+    cut, _ = run_sweep(config, tmp_path / "cut", checkpoints, console, 1)
+    whole, _ = run_sweep(config, tmp_path / "whole", tmp_path / "runs-2", console, 1)
+    assert [row["test_nats"] for row in cut] == [row["test_nats"] for row in whole] and len(cut) == 2
 
 
 @pytest.mark.slow
@@ -252,8 +279,6 @@ def test_tuning_finds_rates_that_the_sweep_then_takes(small, tmp_path, console, 
 
 
 def test_a_sweep_from_the_command_line(small, tmp_path, monkeypatch, capsys):
-    from nengram.config import to_toml
-
     path = tmp_path / "small.toml"
     path.write_text(to_toml(small))
     code, out, _ = run_command(monkeypatch, capsys, "sweep", path, "--over", "budget.rho=[1.0,0.6]", "--dry")
