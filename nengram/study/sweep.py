@@ -55,6 +55,7 @@ class Point:
     resolved: Config  # every size written out
     cost: Cost
     corpus: str  # digest of its text
+    tokens: int  # of training, in whole steps
     tuned: bool  # its learning rate was searched or set by the grid
 
     @property
@@ -125,11 +126,11 @@ def _point(config: Config, settings: dict[str, Any], seed: int, corpora: Corpora
             asked, resolved = _without_table(asked), _without_table(resolved)
         if config.sweep.repeat is False:
             _check_text(resolved, data)
-        steps_of(resolved, data)
+        tokens = steps_of(resolved, data) * resolved.train.batch * resolved.model.context
         tuned = rate is not None or "train.lr" in settings
         with torch.device("meta"):
             cost = Transformer(resolved.model, resolved.memory).cost()
-        return Point(settings, seed, asked, resolved, cost, data.digest, tuned)
+        return Point(settings, seed, asked, resolved, cost, data.digest, tokens, tuned)
     except (ConfigError, DataError) as error:
         raise type(error)(f"sweep: the point {words} cannot be run: {error}") from None
 

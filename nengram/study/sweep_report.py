@@ -57,7 +57,7 @@ def dry_table(points: Sequence[Point], done: dict[str, dict], flops_per_cpu_s: f
             f"{cost.table / 1e6:.3f}" if cost.table else "-",
             f"{cost.flops / 1e6:.3f}",
             f"{first.config.train.lr:.5f}{'' if first.tuned else chr(10) + 'untuned'}",
-            f"{tokens_of(first):,}",
+            f"{first.tokens:,}",
             f"{sum(cpu_seconds(point, flops_per_cpu_s) for point in same) / 60:.1f}",
             f"{sum(point.digest in done for point in same)}/{len(same)}",
         )
@@ -78,15 +78,9 @@ def by_setting(points: Sequence[Point]) -> list[list[Point]]:
     return list(groups.values())
 
 
-def tokens_of(point: Point) -> int:
-    """Training tokens of a run, in whole steps."""
-    per_step = point.config.train.batch * point.resolved.model.context
-    return point.config.train.tokens // per_step * per_step
-
-
 def cpu_seconds(point: Point, flops_per_cpu_s: float) -> float:
     """Estimated CPU seconds of a run's training."""
-    return STEP_FLOPS * point.cost.flops * tokens_of(point) / flops_per_cpu_s
+    return STEP_FLOPS * point.cost.flops * point.tokens / flops_per_cpu_s
 
 
 def flops_per_cpu_s(rows: Sequence[dict]) -> float:

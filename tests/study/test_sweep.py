@@ -240,6 +240,8 @@ def test_the_dry_plan_prints_totals_and_cost_and_runs_nothing(small, tmp_path, c
     printed = console.file.getvalue()
     assert "2 runs, 0 of them done" in printed and "CPU minutes" in printed and "untuned" in printed
     assert list(tmp_path.glob("runs*")) == []
+    (one_pass,) = expand(swept(small, train__tokens=[0]), Corpora())
+    assert one_pass.tokens > 10 * small.train.batch * small.model.context  # 0 is one pass, not nothing
 
 
 def test_a_report_is_made_from_rows_alone(small, tmp_path, console):
