@@ -68,6 +68,7 @@ def sweep(
     dry: bool = False,
     report: bool = False,
     tune: bool = False,
+    check: tuple[str, ...] = (),
     at_once: int = 0,
 ) -> None:
     """Run a config over a grid of any keys, several seeds each, and fit what comes out; continues where it was stopped.
@@ -81,6 +82,7 @@ def sweep(
         dry: print every config with its totals and estimated cost, and run nothing.
         report: only tables, fits and figures of the rows that are there.
         tune: search learning rates at three shares and for every arm instead, with the same number of runs each.
+        check: run a finished point again with a new seed, e.g. budget.rho=0.6 train.seed=7, and say whether it was to be expected.
         at_once: runs side by side; one a core if 0.
     """
     from nengram.config import load_config, with_grid
@@ -96,6 +98,10 @@ def sweep(
         run_report(parsed, out, _console())
     elif tune:
         run_tune(parsed, out, runs, at_once, _console())
+    elif check:
+        from nengram.study.sweep_check import run_check
+
+        run_check(parsed, out, runs, at_once, _console(), check)
     else:
         run_sweep_verb(parsed, out, runs, at_once, _console())
 

@@ -227,6 +227,17 @@ def with_grid(config: Config, over: Iterable[str]) -> Config:
     return config.replace(sweep__grids=[grid]) if grid else config
 
 
+def dotted_values(words: Iterable[str], option: str) -> dict[str, Any]:
+    """`key=value` words as {dotted key: value}, values as TOML has them, else as text. Raises ConfigError naming the option."""
+    found = {}
+    for text in words:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigError(f'{option} "{text}": write section.key=value, e.g. budget.rho=0.6')
+        found[key.strip()] = _parse(value.strip())
+    return found
+
+
 def find_config(where: str | Path) -> Path:
     """The TOML file meant by a path, a run folder, or a preset's name. Raises ConfigError."""
     path = Path(where)

@@ -107,14 +107,15 @@ def rates_toml(found: dict[Node, dict[float, float]]) -> str:
 
 
 def print_search(found: dict[Node, dict[float, float]], console: Console) -> None:
-    """A table of dev losses, each node's best bold."""
+    """A table of dev losses, each node's best bold; grids of different budgets may have grown to different rates."""
     rates = sorted({lr for losses in found.values() for lr in losses})
     table = Table(title="dev loss (nats) by learning rate", title_justify="left")
     for name in ("arm", "rho", "tokens", *(f"{lr:.5f}" for lr in rates)):
         table.add_column(name, justify="left" if name == "arm" else "right")
     for node, losses in found.items():
-        best = min(losses.values())
-        cells = (f"[bold]{losses[lr]:.4f}[/]" if losses[lr] == best else f"{losses[lr]:.4f}" for lr in rates)
+        best = min(losses, key=losses.get)
+        shown = {lr: f"{nats:.4f}" for lr, nats in losses.items()} | {best: f"[bold]{losses[best]:.4f}[/]"}
+        cells = (shown.get(lr, "-") for lr in rates)
         table.add_row(node.arm, f"{node.rho:g}", f"{node.tokens:,}", *cells)
     console.print(table)
 

@@ -15,7 +15,8 @@ from nengram.files import held
 from nengram.study import sweep
 from nengram.study.processes import run_jobs
 from nengram.study.sweep import Corpora, expand, facts_of, load_rows, rows_of, run_sweep, same_run
-from nengram.study.sweep_rates import Node, load_found, nodes_of, rate_at
+from nengram.study.sweep_check import run_check
+from nengram.study.sweep_rates import Node, load_found, nodes_of, print_search, rate_at
 from nengram.study.sweep_report import differences, to_csv
 from nengram.study.sweep_verb import run_dry, run_report, run_sweep_verb, run_tune
 from nengram.study.tune import search
@@ -278,6 +279,69 @@ def test_tuning_finds_rates_that_the_sweep_then_takes(small, tmp_path, console, 
     tuned = config.replace(sweep__rates=rates)
     assert all(point.tuned and point.config.train.lr == 0.006 for point in expand(tuned, Corpora()))
     assert "rates = [" in console.file.getvalue()
+
+
+def test_a_search_is_printed_even_where_budgets_were_searched_on_different_grids(console):
+    print_search({Node("engram", 1.0, 1): {0.003: 2.0, 0.006: 1.5}, Node("engram", 1.0, 9): {0.006: 1.25}}, console)
+    (short, longer) = [line for line in console.file.getvalue().splitlines() if "engram" in line]
+    assert "2.0000" in short and "1.5000" in short and "1.2500" in longer and " - " in longer
+
+
+@pytest.fixture
+def published(small, tmp_path):
+    """A finished sweep of two points and three seeds, made of rows alone: differences -0.1, -0.2, -0.3."""
+    config = swept(small.replace(sweep__seeds=[0, 1, 2]), budget__rho=[1.0, 0.6], budget__arm=["engram"])
+    made = [
+        row(p.arm, p.resolved.budget.rho, p.seed, 5.0 - 0.1 * (p.seed + 1) * (p.arm == "engram"), tokens=p.tokens)
+        | {"point": p.settings, "config": facts_of(p.resolved), "corpus": p.corpus}
+        for p in expand(config, Corpora())
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in made))
+    return config
+
+
+@pytest.mark.parametrize("loss, inside", [(4.8, True), (4.0, False)])
+def test_a_check_holds_a_new_seed_against_the_interval_of_the_sweep(
+    published, tmp_path, console, monkeypatch, loss, inside
+):
+    from nengram.study import sweep_check
+
+    ran = []
+    monkeypatch.setattr(sweep_check, "run_jobs", lambda jobs, *_: ran.extend(jobs))
+    monkeypatch.setattr(
+        sweep_check, "row_of", lambda point, *_: {"test_nats": loss if point.arm == "engram" else 5.0, "s": point.seed}
+    )
+    words = ["budget.rho=0.6", "train.seed=7"]
+    found = run_check(published, tmp_path, tmp_path / "runs", 1, console, words)
+    assert [job.name for job in ran] == ["rho=0.6 arm=engram s7", "rho=1.0 arm=engram s7"]
+    assert (found["low"] + found["high"]) / 2 == pytest.approx(-0.2) and found["high"] > -0.1 and found["low"] < -0.3
+    assert found["inside"] is inside and ("OUTSIDE" in console.file.getvalue()) is not inside
+    run_check(published, tmp_path, tmp_path / "runs", 1, console, words)
+    assert [json.loads(line)["seed"] for line in (tmp_path / "checks.jsonl").read_text().splitlines()] == [7, 7]
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["budget.rho=0.6"], "say which seed"),
+        (["budget.rho=0.6", "train.seed=2"], "seed 2 is one of the sweep's own"),
+        (["budget.roh=0.6", "train.seed=7"], 'no axis of this sweep .did you mean "budget.rho"'),
+        (["train.seed=7"], "means 2 points"),
+        (["budget.rho=0.5", "train.seed=7"], "means 0 points.*none"),
+        (["budget.rho=1.0", "train.seed=7"], "what the others are read against"),
+        (["rho"], "write section.key=value"),
+    ],
+)
+def test_a_check_that_means_no_point_says_so(published, tmp_path, console, words, message):
+    with pytest.raises(ConfigError, match=message):
+        run_check(published, tmp_path, tmp_path / "runs", 1, console, words)
+
+
+def test_a_check_of_an_unfinished_sweep_is_refused(published, tmp_path, console):
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines[:4]) + "\n")
+    with pytest.raises(NengramError, match="fewer than 3 finished seeds"):
+        run_check(published, tmp_path, tmp_path / "runs", 1, console, ["budget.rho=0.6", "train.seed=7"])
 
 
 def test_a_sweep_from_the_command_line(small, tmp_path, monkeypatch, capsys):
