@@ -34,9 +34,10 @@ class Additive(nn.Module):
         hidden_BTGD: Float[Tensor, "B T G D"],
         *,
         blocked_BT: Bool[Tensor, "B T"] | None = None,
+        start_BT: Bool[Tensor, "B T"] | None = None,
         state: ConvState | None = None,
     ) -> Float[Tensor, "B T G D"]:
-        """The update of every branch, `[B, T, G, D]`: 0 where blocked. `state` is accepted and left alone."""
+        """The update of every branch, `[B, T, G, D]`: 0 where blocked. `start_BT` and `state` are accepted and left alone."""
         vecs_BTM = vecs.flatten(2)
         if vecs_BTM.shape != (*hidden_BTGD.shape[:2], self.memory_width):
             raise ConfigError(f"vectors {tuple(vecs.shape)} do not give {self.memory_width} numbers to each position")

@@ -23,14 +23,15 @@ def engram_reference(
     """
     batch, length, branches, width = hidden_BTGD.shape
     eps = layer.gate_eps if layer.gate_eps is not None else torch.finfo(hidden_BTGD.dtype).eps
+    _, _, value_weight, value_bias = layer.projections()
     gates, updates = [], []
     for b in range(batch):
         gated = {}  # (position, branch) -> u
         for t in range(length):
             e_M = vecs_BTM[b, t]
-            value_D = layer.value_proj.weight @ e_M
-            if layer.value_proj.bias is not None:
-                value_D = value_D + layer.value_proj.bias
+            value_D = value_weight @ e_M
+            if value_bias is not None:
+                value_D = value_D + value_bias
             for g in range(branches):
                 gate = torch.ones((), dtype=e_M.dtype)
                 if layer.gate != "open":
@@ -47,9 +48,10 @@ def engram_reference(
 
 def gate_argument(layer: "Engram", e_M: torch.Tensor, hidden_D: torch.Tensor, g: int, eps: float) -> torch.Tensor:
     """The score of one branch, as a signed root or ("plain") as it is."""
-    key_D = layer.key_proj.weight.view(layer.branches, layer.width, -1)[g] @ e_M
-    if layer.key_proj.bias is not None:
-        key_D = key_D + layer.key_proj.bias.view(layer.branches, layer.width)[g]
+    key_weight, key_bias, _, _ = layer.projections()
+    key_D = key_weight.view(layer.branches, layer.width, -1)[g] @ e_M
+    if key_bias is not None:
+        key_D = key_D + key_bias.view(layer.branches, layer.width)[g]
     query_D = rms_norm(hidden_D, layer.query_gain[g], eps)
     score = (query_D * rms_norm(key_D, layer.key_gain[g], eps)).sum() / math.sqrt(layer.width)
     return score if layer.gate == "plain" else signed_root(score, layer.gate)

@@ -19,10 +19,18 @@ class ConvState:
     def __init__(self, inputs_BPGD: torch.Tensor) -> None:
         self.inputs_BPGD = inputs_BPGD
 
-    def extend(self, inputs_BTGD: torch.Tensor) -> torch.Tensor:
-        """The remembered inputs followed by new ones, `[B, P + T, G, D]`; remembers the last P of them."""
+    def extend(self, inputs_BTGD: torch.Tensor, start_BT: torch.Tensor | None = None) -> torch.Tensor:
+        """The remembered inputs followed by new ones, `[B, P + T, G, D]`; remembers the last P of them.
+
+        start_BT: what lies before the last start is remembered as zeros, since nothing later will hear it.
+        """
+        past = self.inputs_BPGD.shape[1]
         whole = torch.cat([self.inputs_BPGD.to(inputs_BTGD.dtype), inputs_BTGD], dim=1)
-        self.inputs_BPGD.copy_(whole[:, whole.shape[1] - self.inputs_BPGD.shape[1] :].detach())
+        kept = whole[:, whole.shape[1] - past :].detach()
+        if start_BT is not None:
+            text_BH = _texts(start_BT, past)
+            kept = kept * (text_BH[:, text_BH.shape[1] - past :] == text_BH[:, -1:])[..., None, None]
+        self.inputs_BPGD.copy_(kept)
         return whole
 
     def snapshot(self) -> torch.Tensor:
@@ -45,6 +53,26 @@ def dilated_taps(heard: torch.Tensor, weight: torch.Tensor, dilation: int) -> to
     weight: `[kernel, G, D]`; the LAST tap multiplies the current position, as in `nn.Conv1d`.
     """
     return DilatedTaps.apply(heard, weight, dilation)
+
+
+def taps_within(heard: torch.Tensor, weight: torch.Tensor, dilation: int, start_BT: torch.Tensor) -> torch.Tensor:
+    """`dilated_taps` whose every tap is silent when a start lies between what it would hear and its own position.
+
+    Under plain autograd: an option that no published model has need not be fast.
+    """
+    text_BH = _texts(start_BT, heard.shape[1] - start_BT.shape[1])
+    own_BT = text_BH[:, text_BH.shape[1] - start_BT.shape[1] :]
+    windows, texts = _windows(heard, weight, dilation), _windows(text_BH, weight, dilation)
+    taps = (
+        window_BTGD * (text_BT == own_BT)[..., None, None] * tap_GD
+        for window_BTGD, text_BT, tap_GD in zip(windows, texts, weight, strict=True)
+    )
+    return sum(taps)
+
+
+def _texts(start_BT: torch.Tensor, past: int) -> torch.Tensor:
+    """A number for the text that each position belongs to, `[B, past + T]`; the past belongs to text 0."""
+    return torch.nn.functional.pad(start_BT.cumsum(1), (past, 0))
 
 
 class DilatedTaps(torch.autograd.Function):

@@ -162,6 +162,11 @@ def table_metadata(spec: AddressSpec, layer_id: int) -> dict[str, str]:
 
 def check_addresses(table: AnyTable, spec: AddressSpec, layer_id: int, expected: AddressSpec | None) -> None:
     """Raise CheckpointError when a table is not the size its own spec asks for, or its spec is not `expected`."""
+    if expected is not None and spec.dialect != expected.dialect:
+        raise CheckpointError(
+            f'{table.path} holds a table of dialect "{spec.dialect}" (addresses {spec.word_code}), this model\'s is '
+            f'"{expected.dialect}" ({expected.word_code}): its rows would be read under other n-grams'
+        )
     if expected is not None and spec.digest != expected.digest:
         raise CheckpointError(
             f"{table.path} holds a table for addresses {spec.word_code}, this model's are {expected.word_code}: "
