@@ -17,7 +17,19 @@ from benchmarks.report import load_all, markdown_table, put_between_marks, save,
 from nengram.errors import nearest
 from nengram.files import write_atomic
 
-NAMES = ("hashing", "moe", "memory_path", "row_update", "gather", "startup", "disk", "serving", "table_tools")
+NAMES = (
+    "hashing",
+    "moe",
+    "backbone",
+    "memory_path",
+    "fused_projection",
+    "row_update",
+    "gather",
+    "startup",
+    "disk",
+    "serving",
+    "table_tools",
+)
 ONLY_WHEN_NAMED = ("disk", "serving", "table_tools")  # these take minutes, and 5, 8 or 24 GiB of disk
 FOLDER = Path(__file__).parent / "results"
 README = Path(__file__).parent / "README.md"

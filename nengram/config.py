@@ -46,7 +46,7 @@ class BudgetConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The backbone: a pre-norm decoder with grouped-query attention and DeepSeek-style MoE."""
+    """The backbone: a pre-norm decoder with DeepSeek-style MoE; the defaults are grouped-query attention and a plain residual."""
 
     vocab_size: int = 0  # 0: the tokenizer's
     width: int = 128  # D
@@ -61,6 +61,22 @@ class ModelConfig:
     rope_theta: float = 10000.0
     norm_eps: float = 1e-6
     balance_rate: float = 0.01  # step of the loss-free balancing bias, per optimiser step
+    attention: str = "gqa"  # "gqa", or "mla": multi-head latent attention, which leaves `kv_heads` unread
+    head_width: int = 0  # mla: of the content part of a head; 0: width / heads
+    rope_width: int = 0  # mla: of the rotated part of a head, even
+    kv_rank: int = 0  # mla: of the latent that all heads' keys and values are made from
+    query_rank: int = 0  # mla: of the latent that queries are made from; 0: from the hidden state
+    streams: int = 1  # G, residual streams joined by manifold-constrained hyper-connections; 1: a plain residual
+    dense_blocks: int = 0  # the first so many blocks have a SwiGLU in the place of experts
+    dense_width: int = 0  # its inner width
+    routed_scale: float = 1.0  # the weights of a token's routed experts sum to this
+    rope_scale: float = 1.0  # YaRN: how many times longer than `rope_original_context` texts become; 1: off
+    rope_original_context: int = 0  # positions that the model was trained on before
+    rope_alpha: float = (
+        1.0  # rotary pairs that turn less often than this in the original context are slowed by `rope_scale`
+    )
+    rope_beta: float = 32.0  # those that turn more often than this stay as they are
+    rope_mscale: float = 1.0  # scores are multiplied by (0.1 x this x ln(rope_scale) + 1) squared
 
 
 @dataclass(frozen=True)
@@ -68,7 +84,7 @@ class MemoryConfig:
     """The memory layers. Sizes per layer; every layer has its own table."""
 
     kind: str = "none"  # "engram", "additive", "none"
-    dialect: str = "engram"  # one of nengram.address.DIALECTS; a model is built with "engram", `plan` knows them all
+    dialect: str = "engram"  # one of nengram.address.DIALECTS: how rows are addressed, and the form of the layer
     control: str = "hashed"  # "hashed", "one_row", "misaligned": what the rows of the training run are
     blocks: tuple[int, ...] = (
         1,
@@ -77,10 +93,12 @@ class MemoryConfig:
     heads: int = 8  # hash heads per order
     row_width: int = 4  # E
     rows_per_head: tuple[int, ...] = (18000, 18000)  # nominal, one per order; each head takes the next unused prime
-    kernel: int = 4  # of the short convolution; 0: none
-    compress: bool = True  # hash compressed ids (False: raw ids)
+    kernel: int = 4  # of the short convolution; 0: none ("deepseek_v41" has none)
+    compress: bool = True  # hash compressed ids (False: raw ids, as "qwen_ple" must)
     compressed_vocab_size: int = 0  # 0: what the tokenizer gives
-    pad_id: int = 0  # raw id that stands before a start (our BPE's <|pad|> is 0, DeepSeek's is 2)
+    pad_id: int = (
+        0  # raw id that stands before a start (our BPE's <|pad|> is 0, DeepSeek's is 2); "qwen_ple": end of text
+    )
     table_std: float = 0.02  # N(0, 1) turned a gain into a loss at small scale
     frozen: bool = False  # rows stay as they were drawn: a random feature of the n-gram, nothing learned
     frozen_std: float = 0.5  # of the arm `frozen`, in the place of table_std: about where trained rows end up
@@ -96,6 +114,7 @@ class TrainConfig:
 
     tokens: int = 0  # 0: one pass over the train split
     batch: int = 8  # sequences per step
+    optimizer: str = "adamw"  # of the backbone: "adamw", or the paper's "muon" for matrices and AdamW for the rest
     lr: float = 0.006
     table_lr_multiplier: float = 5.0
     table_rule: str = "sparse_adam"
@@ -103,9 +122,11 @@ class TrainConfig:
     weight_decay: float = 0.1  # matrices only
     beta1: float = 0.9
     beta2: float = 0.95
+    adam_eps: float = 1e-8  # of AdamW and of the tables' sparse Adam
     clip: float = 1.0  # norm limit of the backbone's gradient
+    schedule: str = "cosine"  # after the warm-up; or the paper's "step": x0.316 from 80 % of the steps, x0.1 from 90 %
     warmup_steps: int = 40
-    final_lr_share: float = 0.1  # cosine decay ends at this share of lr
+    final_lr_share: float = 0.1  # the cosine ends at this share of lr
     device: str = "cpu"  # where the model and its tables live, e.g. "cuda"; only the CPU has been tried
     table_tier: str = (
         "resident"  # one of TABLE_TIERS; "mapped" and "tiered" train resident and are read from disk afterwards
@@ -245,10 +266,15 @@ def find_config(where: str | Path) -> Path:
         return path / "config.toml"
     if path.is_file():
         return path
-    presets = {file.stem: file for file in sorted(shipped("configs").rglob("*.toml")) if file.stem != "sources"}
-    named = path.parent in (Path(), Path("configs")) and path.suffix in ("", ".toml")
-    if named and path.stem in presets:
-        return presets[path.stem]
+    root = shipped("configs")
+    files = [file for file in sorted(root.rglob("*.toml")) if file.stem != "sources"]
+    presets = {
+        file.stem: file for file in files
+    }  # of two with one name, that of the later folder; the other by its folder
+    named = path.with_suffix("").as_posix().removeprefix("configs/")
+    known = {file.relative_to(root).with_suffix("").as_posix(): file for file in files} | presets
+    if path.suffix in ("", ".toml") and named in known:
+        return known[named]
     raise ConfigError(
         f'config "{where}": no such file, run folder or preset{nearest(path.stem, presets)}; presets: {", ".join(presets)}'
     )

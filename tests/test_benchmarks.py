@@ -1,5 +1,6 @@
 """Benchmarks run at any size, leave complete results, and measure nothing that is wrong."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,7 +8,21 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import disk, gates, gather, hashing, memory_path, moe, report, row_update, serving, startup, table_tools
+from benchmarks import (
+    backbone,
+    disk,
+    fused_projection,
+    gates,
+    gather,
+    hashing,
+    memory_path,
+    moe,
+    report,
+    row_update,
+    serving,
+    startup,
+    table_tools,
+)
 from benchmarks.measure import interleave
 from nengram.memory import Engram
 from nengram.model.init import Draws
@@ -17,18 +32,53 @@ from nengram.study.share import PARTS
 
 HASHING = hashing.Sizes(compressed_vocab_size=50, rows_per_head=37, row_width=4, batch=2, context=9, batches=2, pairs=2)
 MOE = moe.Sizes(widths=(16,), tokens=16, experts=4, checked_tokens=8, pairs=2)
+BACKBONE = backbone.Sizes(
+    model=dataclasses.replace(backbone.MODEL, vocab_size=40, width=32, context=8, experts=4, kv_rank=12, blocks=2),
+    batch=2,
+    pairs=2,
+    trial_pairs=1,
+)
 ROW_UPDATE = row_update.Sizes(num_rows=500, row_width=4, lookups=64, checked_rows=50, pairs=2)
 TABLE_TOOLS = table_tools.Sizes(table_bytes=2**20, killed_bytes=2**20, row_width=32, kills=2)
 DISK = disk.Sizes(num_rows=3000, row_bytes=64, batches=(8, 200), package_rows=200, memmap_rows=8, rounds=2)
 GATHER = gather.Sizes(num_rows=300, row_bytes=32, lookups=64, middle=40, batch=8, batches=2, file_rows=100, pairs=2)
+FUSED = fused_projection.Sizes(shapes=(fused_projection.Shape(12, 8, 2),), tokens=32, calls=2, pairs=2)
 ONE_GOAL = report.result("hashing", "x", "y", [report.figure("f", np.array([2.0]), "x", (">=", 3.0))], {})
 
 
 @pytest.mark.parametrize(
-    ("benchmark", "sizes"), [(hashing, HASHING), (moe, MOE), (row_update, ROW_UPDATE), (gather, GATHER)]
+    ("benchmark", "sizes"),
+    [
+        (hashing, HASHING),
+        (moe, MOE),
+        (backbone, BACKBONE),
+        (row_update, ROW_UPDATE),
+        (gather, GATHER),
+        (fused_projection, FUSED),
+    ],
 )
 def test_leaves_a_complete_result(benchmark, sizes, tmp_path):
     check_saved(benchmark.run(sizes), tmp_path)
+
+
+def test_a_backbone_that_differs_from_transformers_turns_red(monkeypatch):
+    right = backbone.as_transformers
+    monkeypatch.setattr(backbone, "as_transformers", lambda plain, name: nudged(right(plain, name)))
+    with pytest.raises(gates.RedGate, match="backbone .eager.: "):
+        backbone.run(BACKBONE)
+
+
+def nudged(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with one weight made a tenth larger."""
+    model.model.layers[1].self_attn.o_proj.weight.data *= 1.1
+    return model
+
+
+def test_without_transformers_only_the_streams_are_timed(monkeypatch):
+    monkeypatch.setattr(backbone.importlib.util, "find_spec", lambda name: None)
+    found = backbone.run(BACKBONE)
+    assert "transformers is not installed" in found["gate"]
+    assert [one["what"] for one in found["figures"]] == ["4 residual streams / one, training step"]
 
 
 @pytest.mark.skipif(disk.shutil.which("gcc") is None, reason="needs a C compiler for the ceiling")
@@ -183,6 +233,19 @@ def test_wrong_gradient_of_the_moe_turns_its_gate_red(monkeypatch):
     monkeypatch.setattr(MoE, "forward", lambda self, x: right(self, x.detach()) + x - x.detach())
     with pytest.raises(gates.RedGate, match="MoE: gradient of input 0"):
         gates.check_moe(layer, hidden_BTD)
+
+
+def test_a_wrong_fused_projection_turns_its_gate_red(monkeypatch):
+    right = fused_projection.fuse
+
+    def wrong(state):
+        fused = right(state)
+        fused["kv_proj.weight"] = fused["kv_proj.weight"].flip(0)
+        return fused
+
+    monkeypatch.setattr(fused_projection, "fuse", wrong)
+    with pytest.raises(gates.RedGate, match="fused projection: numbers"):
+        fused_projection.run(FUSED)
 
 
 def test_wrong_update_turns_its_gate_red(monkeypatch):

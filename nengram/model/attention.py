@@ -5,13 +5,17 @@ before the kernel: on the CPU the fused kernel has no grouped form, and its unfu
 Documents packed into one window can see each other, as in most pre-training code; only the memory's look-back stops at a document.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nengram.config import ModelConfig
 from nengram.errors import ConfigError
 from nengram.model.cost import Cost
 from nengram.model.init import Draws, normal_by_fan_in
+from nengram.model.rope import Rope, rotate
 
 
 class KeyValues:
@@ -39,13 +43,23 @@ class Attention(nn.Module):
     width: D, `heads` times an even head width. kv_heads: divides `heads`; each serves heads / kv_heads query heads in a row.
     """
 
-    def __init__(self, width: int, heads: int, kv_heads: int, rope_theta: float = 10000.0):
+    def __init__(self, width: int, heads: int, kv_heads: int, rope: Rope | None = None):
         super().__init__()
         self.heads, self.kv_heads, self.head_width = heads, kv_heads, width // heads
         self.query = nn.Linear(width, heads * self.head_width, bias=False)
         self.key_value = nn.Linear(width, 2 * kv_heads * self.head_width, bias=False)
         self.out = nn.Linear(heads * self.head_width, width, bias=False)
-        self.rope_theta = rope_theta
+        self.rope = rope or Rope()
+        self.score_scale = self.rope.sharpening / math.sqrt(self.head_width)
+
+    @classmethod
+    def of(cls, config: ModelConfig, rope: Rope) -> "Attention":
+        """The layer that a config means."""
+        return cls(config.width, config.heads, config.kv_heads, rope)
+
+    def new_cache(self, batch: int, length: int) -> KeyValues:
+        """An empty cache for B sequences of at most `length` tokens."""
+        return KeyValues(batch, self.kv_heads, length, self.head_width, self.out.weight)
 
     def init_weights(self, draws: Draws, out_share: float) -> None:
         """N(0, 1 / fan-in); the matrix that writes to the residual stream times `out_share`."""
@@ -59,7 +73,7 @@ class Attention(nn.Module):
         past = 0 if cache is None else cache.filled
         q = self.query(hidden_BTD).view(B, T, self.heads, self.head_width).transpose(1, 2)
         k, v = self.key_value(hidden_BTD).view(B, T, 2, self.kv_heads, self.head_width).unbind(2)
-        cos, sin = rotations(past, T, self.head_width, self.rope_theta, hidden_BTD)
+        cos, sin = self.rope.rotations(past, T, self.head_width, hidden_BTD)
         q, k, v = rotate(q, cos, sin), rotate(k.transpose(1, 2), cos, sin), v.transpose(1, 2)
         if cache is not None:
             k, v = cache.append(k, v)
@@ -67,27 +81,13 @@ class Attention(nn.Module):
         if group > 1:
             k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
         if past == 0 or T == 1:
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, scale=self.score_scale)
         else:
             visible = torch.ones(T, past + T, dtype=torch.bool, device=q.device).tril(past)
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=self.score_scale)
         return self.out(mixed.transpose(1, 2).reshape(B, T, D))
 
     def cost(self, context: int) -> Cost:
         """Projections, and scores and mixing over (context + 1) / 2 keys on average."""
         parameters = sum(p.numel() for p in self.parameters())
         return Cost(active=parameters, flops=2 * parameters + 2 * self.heads * self.head_width * (context + 1))
-
-
-def rotations(past: int, length: int, head_width: int, theta: float, like: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin [T, head width / 2] for positions past .. past + T - 1 (RoPE, Su et al., 2104.09864)."""
-    positions = torch.arange(past, past + length, device=like.device, dtype=torch.float32)
-    inverse = theta ** (-torch.arange(0, head_width, 2, device=like.device, dtype=torch.float32) / head_width)
-    angles = positions[:, None] * inverse
-    return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the two halves of the last axis as pairs; x is [B, heads, T, head width]."""
-    left, right = x.chunk(2, dim=-1)
-    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)

@@ -144,7 +144,7 @@ def _with_rows(memory: MemoryConfig, rows: int) -> MemoryConfig:
 
 def _match_flops(model: ModelConfig, memory: MemoryConfig, target: Cost) -> ModelConfig:
     excess = _cost(model, memory).flops - target.flops
-    per_unit = 2 * 3 * model.width * model.blocks
+    per_unit = 2 * 3 * model.width * _routed_blocks(model)
     shared_width = model.shared_width - round(excess / per_unit)
     if shared_width < 1:
         raise ConfigError(
@@ -157,7 +157,17 @@ def _match_flops(model: ModelConfig, memory: MemoryConfig, target: Cost) -> Mode
 def _match_total(model: ModelConfig, memory: MemoryConfig, target: Cost) -> ModelConfig:
     """The shared expert takes the parameters that are left; three matrices a block, so it is never narrowed."""
     left = target.total - _cost(model, memory).total
-    return dataclasses.replace(model, shared_width=model.shared_width + round(left / (3 * model.width * model.blocks)))
+    per_unit = 3 * model.width * _routed_blocks(model)
+    return dataclasses.replace(model, shared_width=model.shared_width + round(left / per_unit))
+
+
+def _routed_blocks(model: ModelConfig) -> int:
+    """The blocks that have a shared expert to change. Raises ConfigError when there is none."""
+    if model.dense_blocks >= model.blocks:
+        raise ConfigError(
+            f"model.dense_blocks {model.dense_blocks} leaves no block of budget.scale {model.blocks} with experts to budget"
+        )
+    return model.blocks - model.dense_blocks
 
 
 def _spend_on_rows(model: ModelConfig, memory: MemoryConfig, target: Cost, rho: float) -> MemoryConfig:

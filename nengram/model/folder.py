@@ -26,6 +26,7 @@ from torch import Tensor
 from nengram.errors import CheckpointError
 from nengram.files import sha256_file, sync_folder, word_code, write_atomic
 from nengram.memory import open_store, save_table
+from nengram.memory.table import address_of
 from nengram.model.transformer import Transformer
 from nengram.store import CheckedStore, HotSet, TableFile, open_table
 
@@ -82,6 +83,8 @@ def load_model(
     """
     path = folder / "model.safetensors"
     tensors = read_tensors(path)
+    if model.spec:
+        _check_dialect(folder, model.spec.dialect)
     own = {name.removeprefix(MODEL): tensor for name, tensor in tensors.items() if name.startswith(MODEL)}
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in own.items()}
@@ -176,6 +179,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
+
+
+def _check_dialect(folder: Path, dialect: str) -> None:
+    """Before a tensor is missed: a dialect also decides the form of a layer, and how its table's file is called."""
+    for path in sorted(folder.glob("table-*.safetensors")):
+        with TableFile.open(path) as table:
+            found, _ = address_of(table)
+        if found.dialect != dialect:
+            raise CheckpointError(f'{folder}: trained with dialect "{found.dialect}", this model has "{dialect}"')
 
 
 def _seal(path: Path) -> str:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nengram.config import ModelConfig
 from nengram.model.cost import Cost
 from nengram.model.init import Draws, normal_by_fan_in
 
@@ -45,11 +46,14 @@ class MoE(nn.Module):
     """hidden_BTD -> [B, T, D]: the shared expert plus the K chosen of X routed experts.
 
     width: D. experts: X. per_token: K. expert_width, shared_width: inner widths F of a routed and of the shared expert. `width` and
-    `expert_width` are multiples of ALIGNMENT.
+    `expert_width` are multiples of ALIGNMENT. routed_scale: what the weights of a token's routed experts sum to.
     """
 
-    def __init__(self, width: int, experts: int, per_token: int, expert_width: int, shared_width: int):
+    def __init__(
+        self, width: int, experts: int, per_token: int, expert_width: int, shared_width: int, routed_scale: float = 1.0
+    ):
         super().__init__()
+        self.routed_scale = routed_scale
         self.experts, self.per_token, self.expert_width, self.width = experts, per_token, expert_width, width
         self.router = nn.Linear(width, experts, bias=False)
         self.gate_up_XDF = nn.Parameter(torch.empty(experts, width, 2 * expert_width))
@@ -57,6 +61,12 @@ class MoE(nn.Module):
         self.shared = SwiGLU(width, shared_width)
         self.register_buffer("bias_X", torch.zeros(experts))
         self.register_buffer("load_X", torch.zeros(experts), persistent=False)
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> "MoE":
+        """The layer that a config means."""
+        sizes = (config.width, config.experts, config.experts_per_token, config.expert_width, config.shared_width)
+        return cls(*sizes, routed_scale=config.routed_scale)
 
     def init_weights(self, draws: Draws, out_share: float) -> None:
         """N(0, 1 / fan-in); matrices that write to the residual stream times `out_share`.
@@ -87,11 +97,11 @@ class MoE(nn.Module):
         return self.shared(hidden_BTD) + routed_ND.view_as(hidden_BTD)
 
     def route(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights [N, K] that sum to one per token, and the chosen experts [N, K], for tokens x_ND."""
+        """Weights [N, K] that sum to `routed_scale` per token, and the chosen experts [N, K], for tokens x_ND."""
         scores_NX = self.router(x_ND).sigmoid()
         chosen_NK = (scores_NX.detach() + self.bias_X).topk(self.per_token, dim=-1).indices
         weights_NK = scores_NX.gather(1, chosen_NK)
-        return weights_NK / weights_NK.sum(-1, keepdim=True), chosen_NK
+        return self.routed_scale * weights_NK / weights_NK.sum(-1, keepdim=True), chosen_NK
 
     @torch.no_grad()
     def rebalance(self, rate: float) -> None:

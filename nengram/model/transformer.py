@@ -18,44 +18,84 @@ from nengram.address import CONTROLS, Addresser, AddressSpec
 from nengram.address.dialects import DIALECTS
 from nengram.config import MemoryConfig, ModelConfig
 from nengram.errors import ConfigError, nearest
-from nengram.memory import GATES, MEMORIES, MemoryStep
-from nengram.model.attention import Attention, KeyValues
+from nengram.memory import GATES, MEMORIES, Engram, MemoryStep
+from nengram.model.check import check_backbone
 from nengram.model.cost import Cost
+from nengram.model.hyper import residual
 from nengram.model.init import Draws, normal_by_fan_in
-from nengram.model.moe import ALIGNMENT, MoE
+from nengram.model.latent_attention import ATTENTIONS
+from nengram.model.moe import MoE, SwiGLU
+from nengram.model.rope import Rope
 from nengram.store import HostStore, ResidentStore, Store
 
 TRAINABLE = {"resident": ResidentStore, "host": HostStore}
 
 
 class Block(nn.Module):
-    """Memory (in some blocks), attention, MoE: each adds to the residual stream hidden_BTD."""
+    """Memory (in some blocks), attention, experts or one SwiGLU: each adds to the residual.
 
-    def __init__(self, config: ModelConfig, memory: nn.Module | None, layer_id: int | None):
+    The residual is streams_BTH: G streams side by side, H = G D. One stream is the hidden state of a plain Transformer.
+    """
+
+    def __init__(self, config: ModelConfig, index: int, memory: nn.Module | None, layer_id: int | None):
         super().__init__()
-        self.memory, self.layer_id = memory, layer_id
+        self.memory, self.layer_id, self.width = memory, layer_id, config.width
         self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.attention = Attention(config.width, config.heads, config.kv_heads, config.rope_theta)
+        self.attention = ATTENTIONS[config.attention].of(config, rope_of(config))
+        self.attention_residual = residual(config)
         self.moe_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.moe = MoE(config.width, config.experts, config.experts_per_token, config.expert_width, config.shared_width)
+        dense = index < config.dense_blocks
+        self.moe = None if dense else MoE.of(config)
+        self.dense = SwiGLU(config.width, config.dense_width) if dense else None
+        self.moe_residual = residual(config)
 
-    def forward(self, hidden_BTD: Tensor, step: MemoryStep | None, cache: "BlockCache | None" = None) -> Tensor:
+    @property
+    def feed_forward(self) -> MoE | SwiGLU:
+        """The experts, or what a dense block has in their place."""
+        return self.dense if self.moe is None else self.moe
+
+    def forward(self, streams_BTH: Tensor, step: MemoryStep | None, cache: "BlockCache | None" = None) -> Tensor:
         """Memory comes first (paper, section 2.3): it reads the block's input, before attention. `step` holds its vectors."""
         if self.memory is not None:
             state = None if cache is None else cache.memory
-            delta_BTGD = self.memory(step.vectors(self.layer_id), hidden_BTD.unsqueeze(2), state=state)
-            hidden_BTD = hidden_BTD + delta_BTGD.squeeze(2)
-        keys_values = None if cache is None else cache.keys_values
-        hidden_BTD = hidden_BTD + self.attention(self.attention_norm(hidden_BTD), keys_values)
-        return hidden_BTD + self.moe(self.moe_norm(hidden_BTD))
+            hidden_BTGD = streams_BTH.unflatten(2, (-1, self.width))
+            vecs_BTSE = step.vectors(self.layer_id)
+            delta_BTGD = self.memory(vecs_BTSE, hidden_BTGD, blocked_BT=step.blocked_BT, state=state)
+            streams_BTH = streams_BTH + delta_BTGD.flatten(2)
+        past = None if cache is None else cache.attention
+        streams_BTH = self.attention_residual(
+            streams_BTH, lambda x_BTD: self.attention(self.attention_norm(x_BTD), past)
+        )
+        return self.moe_residual(streams_BTH, lambda x_BTD: self.feed_forward(self.moe_norm(x_BTD)))
+
+    def init_weights(self, draws: Draws, out_share: float) -> None:
+        """Everything but the norms, whose gains the model sets."""
+        parts = {"attention": self.attention, "moe": self.moe, "dense": self.dense}
+        for name, part in parts.items():
+            if part is not None:
+                part.init_weights(draws.under(name), out_share)
+        for name, unit in (("attention_residual", self.attention_residual), ("moe_residual", self.moe_residual)):
+            unit.init_weights(draws.under(name))
+        if self.memory is not None:
+            self.memory.init_weights(draws.generator("memory", self.attention_norm.weight.device))
+
+    def cost(self, context: int) -> Cost:
+        """Parameters and forward FLOPs a token, summed over what every part says of itself."""
+        units = self.attention_residual.cost() + self.moe_residual.cost()
+        norms = Cost(active=self.attention_norm.weight.numel() + self.moe_norm.weight.numel())
+        whole = self.attention.cost(context) + self.feed_forward.cost() + units + norms
+        if self.memory is None:
+            return whole
+        own = self.memory.cost()
+        flops = own["flops_per_token"]
+        return whole + Cost(active=own["parameters"], flops=flops, memory_flops=flops)
 
 
 class BlockCache:
-    """What one block remembers between chunks: keys and values, and the inputs of the memory's convolution."""
+    """What one block remembers between chunks: of attention, and the inputs of the memory's convolution."""
 
     def __init__(self, block: Block, batch: int, length: int):
-        attention = block.attention
-        self.keys_values = KeyValues(batch, attention.kv_heads, length, attention.head_width, attention.out.weight)
+        self.attention = block.attention.new_cache(batch, length)
         self.memory = block.memory.new_state(batch) if block.memory is not None else None
 
 
@@ -93,7 +133,7 @@ class Transformer(nn.Module):
             memories = {block: _memory_layer(model, memory) for block in memory.blocks}
         self.embed = nn.Embedding(model.vocab_size, model.width)
         self.blocks = nn.ModuleList(
-            Block(model, memories.get(index), _layer_id(memory, index) if index in memories else None)
+            Block(model, index, memories.get(index), _layer_id(memory, index) if index in memories else None)
             for index in range(model.blocks)
         )
         self.norm = nn.RMSNorm(model.width, eps=model.norm_eps)
@@ -111,11 +151,7 @@ class Transformer(nn.Module):
         for norm in (module for module in self.modules() if isinstance(module, nn.RMSNorm)):
             nn.init.ones_(norm.weight)
         for index, block in enumerate(self.blocks):
-            own = draws.under(f"blocks.{index}")
-            block.attention.init_weights(own.under("attention"), out_share)
-            block.moe.init_weights(own.under("moe"), out_share)
-            if block.memory is not None:
-                block.memory.init_weights(own.generator("memory", self.embed.weight.device))
+            block.init_weights(draws.under(f"blocks.{index}"), out_share)
         self.create_tables(seed, tier=tier)
 
     def create_tables(self, seed: int, *, tier: str = "resident") -> None:
@@ -136,12 +172,14 @@ class Transformer(nn.Module):
         ids_BT: Tensor,
         *,
         start_BT: Tensor | None = None,
+        blocked_BT: Tensor | None = None,
         cache: DecodeCache | None = None,
         control: Callable | str | None = None,
     ) -> MemoryStep | None:
         """Rows of all memory layers for this batch, and a ticket for each: the integers, before any float.
 
-        `start_BT` is true where look-back begins anew. `control` replaces rows: a name from `nengram.address.CONTROLS`, "hashed"
+        `start_BT` is true where look-back begins anew, `blocked_BT` where a position is no text (an image, padding): it breaks
+        n-grams and its gates are 0. `control` replaces rows: a name from `nengram.address.CONTROLS`, "hashed"
         for the rows as they are, or a function of (rows_BTS, spec, layer_id); None is what the config says.
         Returns None for a model without memory. Raises: ConfigError for an unknown control, AddressError, StoreError.
         """
@@ -152,6 +190,7 @@ class Transformer(nn.Module):
             self.addresser,
             self.stores,
             start_BT=start_BT,
+            blocked_BT=blocked_BT,
             state=None if cache is None else cache.addresses,
             control=_control(control or self.memory_config.control),
             frozen=self.memory_config.frozen,
@@ -177,10 +216,11 @@ class Transformer(nn.Module):
         if step is None and self.addresser is not None:
             with self.begin(ids_BT, start_BT=start_BT, cache=cache) as step:
                 return self.forward(ids_BT, step=step, cache=cache)
-        hidden_BTD = self.embed(ids_BT)
+        streams = (self.config.streams, self.config.width)
+        streams_BTH = self.embed(ids_BT).unsqueeze(2).expand(-1, -1, *streams).flatten(2)
         for index, block in enumerate(self.blocks):
-            hidden_BTD = block(hidden_BTD, step, None if cache is None else cache.blocks[index])
-        return self.norm(hidden_BTD) @ self.embed.weight.T
+            streams_BTH = block(streams_BTH, step, None if cache is None else cache.blocks[index])
+        return self.norm(streams_BTH.unflatten(2, streams).mean(2)) @ self.embed.weight.T
 
     def new_cache(self, batch: int, length: int) -> DecodeCache:
         """An empty cache for B sequences of at most `length` tokens."""
@@ -192,19 +232,23 @@ class Transformer(nn.Module):
 
     def rebalance(self) -> None:
         """The balancing step of every MoE; once per optimiser step."""
-        for block in self.blocks:
-            block.moe.rebalance(self.config.balance_rate)
+        for moe in self.moes():
+            moe.rebalance(self.config.balance_rate)
+
+    def moes(self) -> list[MoE]:
+        """The mixtures of experts, in order; dense blocks have none."""
+        return [block.moe for block in self.blocks if block.moe is not None]
+
+    def expert_load_max(self) -> float:
+        """Load of the heaviest expert of any block over the mean, since the last `rebalance`; 0 without experts."""
+        return max((float(moe.load_X.max() / moe.load_X.mean()) for moe in self.moes()), default=0.0)
 
     def cost(self) -> Cost:
         """Parameters and forward FLOPs per token, summed over what every module says of itself."""
         V, D, T = self.config.vocab_size, self.config.width, self.config.context
         whole = Cost(active=D, vocabulary=V * D, flops=2 * V * D)
         for block in self.blocks:
-            whole += block.attention.cost(T) + block.moe.cost() + Cost(active=2 * D)
-        for block in self.memory_blocks():
-            own = block.memory.cost()
-            flops = own["flops_per_token"]
-            whole += Cost(active=own["parameters"], flops=flops, memory_flops=flops)
+            whole += block.cost(T)
         rows = sum(self.spec.num_rows(layer_id) for layer_id in self.spec.layer_ids) if self.spec else 0
         return whole + Cost(table=rows * self.memory_config.row_width)
 
@@ -270,23 +314,36 @@ def _control(control: Callable | str) -> Callable | None:
     return partial(CONTROLS[control], seed=0) if control == "permuted" else CONTROLS[control]
 
 
+def rope_of(model: ModelConfig) -> Rope:
+    """How positions rotate in a model."""
+    return Rope(
+        theta=model.rope_theta,
+        scale=model.rope_scale,
+        original_context=model.rope_original_context,
+        alpha=model.rope_alpha,
+        beta=model.rope_beta,
+        mscale=model.rope_mscale,
+    )
+
+
 def _layer_id(memory: MemoryConfig, block: int) -> int:
-    """Whose rows a memory block reads: its own, or the first block's where all share one table."""
-    return memory.blocks[0] if memory.shared_table else block
+    """Whose rows a memory block reads: its own, or the first block's where all share one table. Qwen's ids are places."""
+    owner = memory.blocks[0] if memory.shared_table else block
+    return memory.blocks.index(owner) if memory.dialect == "qwen_ple" else owner
 
 
 def _memory_layer(model: ModelConfig, memory: MemoryConfig) -> nn.Module:
     memory_width = (memory.max_order - 1) * memory.heads * memory.row_width
-    if memory.kind == "engram":
-        return MEMORIES["engram"](
-            memory_width,
-            model.width,
-            conv=memory.kernel > 0,
-            kernel=memory.kernel or 1,
-            dilation=memory.max_order,
-            gate=memory.gate,
-        )
-    return MEMORIES[memory.kind](memory_width, model.width)
+    if memory.kind != "engram":
+        return MEMORIES[memory.kind](memory_width, model.width, branches=model.streams)
+    options = {"conv": memory.kernel > 0, "kernel": memory.kernel or 1, "dilation": memory.max_order}
+    if memory.gate != "sign":  # that is the signed root as the family has it
+        options["gate"] = memory.gate
+    if memory.gate == "open":
+        options["fused"] = False
+    if memory.dialect == "qwen_ple":
+        options |= {"gate_eps": model.norm_eps, "conv_eps": model.norm_eps}
+    return Engram.family(memory.dialect, memory_width, model.width, branches=model.streams, **options)
 
 
 def _check_compression(memory: MemoryConfig, compressed: int) -> None:
@@ -297,23 +354,18 @@ def _check_compression(memory: MemoryConfig, compressed: int) -> None:
         )
 
 
-def _check(model: ModelConfig, memory: MemoryConfig) -> None:
-    if model.vocab_size < 1:
-        raise ConfigError("model.vocab_size is not set: it comes from the tokenizer, or must be at least 1")
-    for name in ("width", "blocks", "heads", "kv_heads", "context", "expert_width", "shared_width"):
-        if getattr(model, name) < 1:
-            raise ConfigError(f"model.{name} must be at least 1, got {getattr(model, name)}")
-    for name in ("width", "expert_width"):
-        if getattr(model, name) % ALIGNMENT:
-            raise ConfigError(f"model.{name} must be a multiple of {ALIGNMENT}, got {getattr(model, name)}")
-    if model.width % model.heads or (model.width // model.heads) % 2:
-        raise ConfigError(f"model.width {model.width} must be model.heads ({model.heads}) times an even head width")
-    if model.heads % model.kv_heads:
-        raise ConfigError(f"model.heads {model.heads} must be a multiple of model.kv_heads ({model.kv_heads})")
-    if not 1 <= model.experts_per_token <= model.experts:
+def _check_dialect(memory: MemoryConfig) -> None:
+    """What a dialect rules out is refused, never ignored. An unknown dialect is `address_spec`'s to refuse."""
+    if memory.dialect == "deepseek_v41" and memory.kind == "engram" and memory.kernel > 0:
         raise ConfigError(
-            f"model.experts_per_token {model.experts_per_token} must lie in 1..{model.experts} (model.experts)"
+            f'memory.kernel {memory.kernel}: layers of dialect "deepseek_v41" have no convolution; memory.kernel=0'
         )
+    if memory.dialect == "qwen_ple" and memory.compress:
+        raise ConfigError('memory.compress: dialect "qwen_ple" hashes raw ids; memory.compress=false')
+
+
+def _check(model: ModelConfig, memory: MemoryConfig) -> None:
+    check_backbone(model)
     if memory.kind not in ("none", *MEMORIES):
         raise ConfigError(
             f'memory.kind "{memory.kind}" is unknown{nearest(memory.kind, MEMORIES)}; kinds: {", ".join(MEMORIES)}, none'
@@ -324,11 +376,11 @@ def _check(model: ModelConfig, memory: MemoryConfig) -> None:
             raise ConfigError(
                 f'memory.gate "{memory.gate}" is unknown{nearest(memory.gate, GATES)}; gates: {", ".join(GATES)}'
             )
-        for name, only in (("dialect", "engram"), ("codec", "fp32")):
-            if (given := getattr(memory, name)) != only:
-                raise ConfigError(
-                    f'memory.{name} "{given}": a model is built with "{only}" only, so far; nengram plan takes it'
-                )
+        _check_dialect(memory)
+        if memory.codec != "fp32":
+            raise ConfigError(
+                f'memory.codec "{memory.codec}": a model is built with "fp32" only, so far; nengram plan takes it'
+            )
         if not 0 <= memory.pad_id < model.vocab_size:
             raise ConfigError(
                 f"memory.pad_id {memory.pad_id} is no token id: the vocabulary is 0..{model.vocab_size - 1}"

@@ -37,7 +37,7 @@ def time_parts(model: Transformer, config: Config, data: Prepared, repeats: int)
     """CPU seconds of each part, summed over the memory layers, and of a whole step, `[repeats]` each; by turns."""
     batch = first_batch(config, data)
     ids_BT, start_BT = torch.from_numpy(batch.ids_BT), torch.from_numpy(batch.start_BT)
-    hidden_BTGD = torch.randn(*ids_BT.shape, 1, config.model.width)
+    hidden_BTGD = torch.randn(*ids_BT.shape, config.model.streams, config.model.width)
     adamw, rows = backbone_optimizer(model, config.train), row_optimizer(config.train)
     model.train()
     rounds = []

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -19,7 +20,7 @@ from nengram.errors import DataError
 from nengram.files import write_atomic
 from nengram.infer import load_run, stream_text
 from nengram.infer.stats import to_dict
-from nengram.model import address_spec, resolve, split_budget
+from nengram.model import Transformer, address_spec, resolve, split_budget
 from nengram.study.arm import corpus_place, prepare_for
 from nengram.study.compare import arm_config, check, compare, nats_by_source, reference_of
 from nengram.study.meter import draw_meter, meter_of
@@ -30,6 +31,7 @@ from nengram.study.trace import print_trace, trace
 from nengram.study.tune import tune, tune_table
 from nengram.text import CompressionMap, Prepared, load_tokenizer, prepare
 from nengram.train import steps_of, token_nats, train
+from nengram.train.optim import routing
 
 TEMPLATE_CAVEAT = (
     "This text is rich in templates (country reports, dictionary glosses), which flatters a lookup: "
@@ -113,6 +115,7 @@ def run_tune(config: Config, out: Path, console: Console) -> dict:
 def run_train(config: Config, out: Path, *, resume: bool, console: Console) -> Path:
     """Train one model with a progress line; returns the run folder. Raises as `train`."""
     data = prepare_for(config)
+    print_routing(config, data, console)
     columns = (
         TextColumn("step {task.completed}/{task.total}"),
         BarColumn(),
@@ -140,6 +143,20 @@ def run_train(config: Config, out: Path, *, resume: bool, console: Console) -> P
         if config.train.meter_every and (picture := draw_meter({config.name: [meter_of(out)]}, out / "meter.png")):
             console.print(f"the lookup's contribution over training: {picture}", highlight=False, soft_wrap=True)
     return out
+
+
+def print_routing(config: Config, data: Prepared, console: Console) -> None:
+    """What moves which parameters of the model that a config asks for. Raises ConfigError."""
+    resolved = resolve(config, data.tokenizer.get_vocab_size())
+    with torch.device("meta"):
+        model = Transformer(resolved.model, resolved.memory)
+    table = Table(title=f"train.optimizer {resolved.train.optimizer}, train.schedule {resolved.train.schedule}")
+    for name in ("kind", "moved by", "tensors", "parameters", "rate", "decay"):
+        table.add_column(name, justify="left" if name in ("kind", "moved by") else "right")
+    for route in routing(model, resolved.train):
+        numbers = (f"{route.tensors:,}", f"{route.parameters:,}", f"{route.lr:g}", f"{route.decay:g}")
+        table.add_row(route.kind, route.rule, *numbers)
+    console.print(table)
 
 
 def run_eval(

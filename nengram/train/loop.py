@@ -1,6 +1,6 @@
 """Training as a generator of records: the command line, a sweep, a notebook and a test are plain `for` loops over it.
 
-One step:  batch -> addresses -> forward -> backward -> clip -> AdamW (backbone) + row update (tables) -> balance experts -> record.
+One step:  batch -> addresses -> forward -> backward -> clip -> update of backbone and rows -> balance experts -> record.
 
 Stopping the loop between two records loses nothing that was checkpointed, and `resume=True` continues exactly: same batches, same
 losses, bit for bit on the CPU. Learning rates, seeds and data order come from the config alone.
@@ -23,11 +23,11 @@ import torch.nn.functional as F
 
 from nengram.config import TABLE_TIERS, Config, TrainConfig, to_toml
 from nengram.errors import CheckpointError, ConfigError, DataError, nearest
-from nengram.files import sha256_bytes, write_atomic
+from nengram.files import write_atomic
 from nengram.model import Transformer, resolve
 from nengram.model.folder import check_identity, is_saved, load_model, open_folder, save_model
 from nengram.text import Batches, Prepared
-from nengram.train.checkpoint import load_optimizer, optimizer_tensors
+from nengram.train.checkpoint import identity_of, load_optimizer, optimizer_tensors
 from nengram.train.evaluate import tensors_of, token_nats
 from nengram.train.optim import backbone_optimizer, lr_share, row_optimizer, set_lr
 from nengram.train.passes import FurtherPasses, RareNgrams
@@ -97,9 +97,9 @@ def train(config: Config, data: Prepared, folder: str | Path, *, resume: bool = 
     folder = Path(folder)
     config = resolve(config, data.tokenizer.get_vocab_size())
     steps = steps_of(config, data)
-    identity = _identity(config, data)
+    identity = identity_of(config, data, folder)
     model = build_model(config, data)
-    adamw, rows = backbone_optimizer(model, config.train), row_optimizer(config.train)
+    backbone, rows = backbone_optimizer(model, config.train), row_optimizer(config.train)
     hashed = model.spec is not None and config.memory.control == "hashed"
     meter_every = config.train.meter_every if hashed else 0  # elsewhere there is no lookup to take away
     tier = training_tier(config.train)
@@ -113,11 +113,12 @@ def train(config: Config, data: Prepared, folder: str | Path, *, resume: bool = 
     if resume and is_saved(checkpoint):
         facts = open_folder(checkpoint)
         check_identity(facts, identity, checkpoint)
-        load_optimizer(adamw, load_model(model, checkpoint, tier=tier))
+        load_optimizer(backbone, load_model(model, checkpoint, tier=tier))
         start, cpu_seconds, data_state = facts["step"], facts["cpu_seconds"], facts["data_state"]
         _keep_metrics(folder / "metrics.jsonl", start)
     else:
         _begin_folder(folder, config, resume)
+        identity = identity_of(config, data, folder)
         model.init_weights(config.train.seed, tier=tier)
     model.train()
     order = Batches(
@@ -134,9 +135,9 @@ def train(config: Config, data: Prepared, folder: str | Path, *, resume: bool = 
             batch, data_state = next(batches)
             began = time.process_time()
             rare = passes.before(batch.pass_index, begins=step % order.steps_in_one_pass == 0)
-            share = lr_share(step, steps, config.train.warmup_steps, config.train.final_lr_share)
-            set_lr([adamw, rows], base_lr, share)
-            loss_nats, grad_norm, load_max = train_step(model, batch, adamw, rows, config, rare=rare)
+            share = lr_share(step, steps, config.train.warmup_steps, config.train.final_lr_share, config.train.schedule)
+            set_lr([backbone, rows], base_lr, share)
+            loss_nats, grad_norm, load_max = train_step(model, batch, backbone, rows, config, rare=rare)
             spent = time.process_time() - began
             cpu_seconds += spent
             if not np.isfinite(loss_nats):
@@ -163,13 +164,13 @@ def train(config: Config, data: Prepared, folder: str | Path, *, resume: bool = 
             metrics.flush()
             if done % config.train.checkpoint_every == 0 and done < steps:
                 facts = {"step": done, "cpu_seconds": cpu_seconds, "data_state": data_state, **identity}
-                save_model(checkpoint, model, facts, optimizer=optimizer_tensors(adamw))
+                save_model(checkpoint, model, facts, optimizer=optimizer_tensors(backbone))
             yield record
     _finish(folder, model, data, {"step": steps, "cpu_seconds": cpu_seconds, **identity})
 
 
 def train_step(
-    model, batch, adamw, rows, config: Config, *, rare: RareNgrams | None = None
+    model, batch, backbone, rows, config: Config, *, rare: RareNgrams | None = None
 ) -> tuple[float, float, float]:
     """One optimiser step: (loss in nats, gradient norm of the backbone, heaviest expert's load over the mean).
 
@@ -181,13 +182,13 @@ def train_step(
         memory_step.mask(rare.keep(memory_step.rows))
     logits_BTV = model(ids_BT, step=memory_step)
     loss = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=-100)
-    adamw.zero_grad(set_to_none=True)
+    backbone.zero_grad(set_to_none=True)
     loss.backward()
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip or float("inf"))
     rows.take(memory_step)
-    adamw.step()
+    backbone.step()
     rows.step()
-    load_max = max(float(block.moe.load_X.max() / block.moe.load_X.mean()) for block in model.blocks)
+    load_max = model.expert_load_max()
     model.rebalance()
     return loss.item(), grad_norm.item(), load_max
 
@@ -207,19 +208,6 @@ def _dev_nats(model, data: Prepared, config: Config, control: str | None = None)
         control=control,
     )
     return float(np.nanmean(nats_N))
-
-
-def _identity(config: Config, data: Prepared) -> dict[str, str]:
-    """What must be equal for a checkpoint to be continued or used."""
-    fixed = to_toml(
-        config.replace(name="", train__checkpoint_every=0, train__log_every=0, train__table_tier="", data__cache="")
-    )
-    return {
-        "config": sha256_bytes(fixed.encode()),
-        "tokenizer": data.compression.tokenizer_digest,
-        "compression": data.compression.digest,
-        "corpus": data.digest,
-    }
 
 
 def _begin_folder(folder: Path, config: Config, resume: bool) -> None:

@@ -163,7 +163,8 @@ def test_models_are_built_with_what_they_can_do_and_no_more():
     model = load_config("demo").replace(budget__scale=0, model__vocab_size=64, memory__kind="engram")
     Transformer(model.model, model.memory)
     for key, value, line in (
-        ("memory__dialect", "qwen_ple", 'memory.dialect "qwen_ple": a model is built with "engram" only'),
+        ("memory__dialect", "qwen_ple", 'memory.compress: dialect "qwen_ple" hashes raw ids'),
+        ("memory__dialect", "deepseek_v41", 'layers of dialect "deepseek_v41" have no convolution'),
         ("memory__codec", "int8", 'memory.codec "int8": a model is built with "fp32" only'),
         ("memory__compressed_vocab_size", 99, "memory.compressed_vocab_size is 99, this tokenizer gives 64"),
     ):

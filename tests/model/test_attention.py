@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from nengram.errors import ConfigError
-from nengram.model.attention import Attention, KeyValues, rotate, rotations
+from nengram.model.attention import Attention
 from nengram.model.init import Draws
+from nengram.model.rope import Rope, rotate
 
 HEADS, HEAD_WIDTH = 4, 6
 WIDTH = HEADS * HEAD_WIDTH
@@ -84,14 +85,14 @@ def test_a_later_token_changes_nothing_before_it(length):
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 63])
 def test_chunks_through_a_cache_equal_the_whole(chunk):
     attention, hidden_BTD = layer(2).float(), hidden(63).float()
-    cache = KeyValues(2, 2, 63, HEAD_WIDTH, attention.out.weight)
+    cache = attention.new_cache(2, 63)
     parts = [attention(hidden_BTD[:, at : at + chunk], cache) for at in range(0, 63, chunk)]
     torch.testing.assert_close(torch.cat(parts, dim=1), attention(hidden_BTD), atol=1e-5, rtol=1e-5)
 
 
 def test_a_full_cache_is_refused_in_one_line():
     attention = layer(2)
-    cache = KeyValues(2, 2, 4, HEAD_WIDTH, attention.out.weight)
+    cache = attention.new_cache(2, 4)
     attention(hidden(3), cache)
     with pytest.raises(ConfigError, match="the cache holds 4 tokens, 5 are needed"):
         attention(hidden(2), cache)
@@ -101,7 +102,7 @@ def test_rotated_products_depend_on_the_distance_alone():
     q, k = torch.randn(2, 1, 1, HEAD_WIDTH, dtype=torch.float64)
 
     def product(at_q: int, at_k: int) -> torch.Tensor:
-        cos, sin = rotations(0, 100, HEAD_WIDTH, 10000.0, q)
+        cos, sin = Rope().rotations(0, 100, HEAD_WIDTH, q)
         return (rotate(q, cos[at_q], sin[at_q]) * rotate(k, cos[at_k], sin[at_k])).sum()
 
     near = [product(at + 5, at) for at in (0, 1, 40, 94)]
@@ -112,7 +113,8 @@ def test_rotated_products_depend_on_the_distance_alone():
 
 def test_a_chunk_rotates_from_where_the_past_ended():
     like = torch.zeros(1)
+    rope = Rope(theta=500.0)
     for later, whole in zip(
-        rotations(11, 4, HEAD_WIDTH, 500.0, like), rotations(0, 15, HEAD_WIDTH, 500.0, like), strict=True
+        rope.rotations(11, 4, HEAD_WIDTH, like), rope.rotations(0, 15, HEAD_WIDTH, like), strict=True
     ):
         assert torch.equal(later, whole[11:])

@@ -192,3 +192,23 @@ def test_a_size_written_beside_a_budget_is_refused_by_name():
         resolve(config, 4096)
     with pytest.raises(ConfigError, match="memory.row_width is set"):
         resolve(load_config("demo", ("memory.row_width=8",)), 4096)
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"dense_blocks": 1, "dense_width": 192},
+        {"attention": "mla", "kv_rank": 32, "rope_width": 16},
+        {"streams": 4},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("arm", ["engram", "additive"])
+def test_whatever_the_backbone_is_like_the_budget_is_the_same(knobs, arm):
+    split = split_budget(4, 0.6, vocab_size=VOCAB_SIZE, arm=arm, model=ModelConfig(**knobs))
+    assert off(split.cost.total, split.target.total) < 1e-3 and off(split.cost.flops, split.target.flops) < 1e-3
+
+
+def test_a_budget_without_a_routed_block_is_refused():
+    with pytest.raises(ConfigError, match="model.dense_blocks 4 leaves no block of budget.scale 4 with experts"):
+        split_budget(4, 0.6, vocab_size=VOCAB_SIZE, model=ModelConfig(dense_blocks=4, dense_width=8))

@@ -123,6 +123,15 @@ def test_a_config_is_found_by_preset_file_or_run_folder(tmp_path):
         find_config("dmo")
 
 
+def test_presets_with_one_name_are_told_apart_by_their_folder():
+    configs = shipped("configs")
+    assert find_config("engram-27b").samefile(configs / "tables" / "engram-27b.toml")
+    for name in ("paper/engram-27b", "configs/paper/engram-27b", "paper/engram-27b.toml"):
+        assert find_config(name).samefile(configs / "paper" / "engram-27b.toml")
+    with pytest.raises(ConfigError, match='config "tables/moe-27b": no such file'):
+        find_config("tables/moe-27b")
+
+
 @pytest.mark.parametrize("missing", ["runs/demo", "demo.json", "../demo"])
 def test_a_missing_path_is_not_taken_for_a_preset_of_that_name(missing):
     with pytest.raises(ConfigError, match="no such file, run folder or preset"):

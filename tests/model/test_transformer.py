@@ -108,7 +108,7 @@ class Apart:
     """A memory step that gives every reader a leaf of its own."""
 
     def __init__(self, step: MemoryStep):
-        self.step, self.leaves = step, []
+        self.step, self.leaves, self.blocked_BT = step, [], step.blocked_BT
 
     def vectors(self, layer_id: int) -> torch.Tensor:
         self.leaves.append(self.step.vectors(layer_id).detach().clone().requires_grad_())

@@ -1,14 +1,18 @@
 """The training loop: exact resume, refusal of what does not fit, and records that tell the truth."""
 
 import json
+import tomllib
 
 import pytest
+import tomli_w
 import torch
 
-from nengram.config import load_config
+from nengram.config import load_config, to_toml
 from nengram.errors import CheckpointError, ConfigError, DataError
+from nengram.files import sha256_bytes
 from nengram.model.folder import read_tensors
-from nengram.train import build_model, train
+from nengram.train import build_model, loop, train
+from nengram.train.checkpoint import identity_of
 
 ARMS = ("moe", "engram", "one_row", "additive")
 RULES = ("rowwise_adagrad", "rowwise_rmsprop")
@@ -33,9 +37,16 @@ def run_until(config, data, folder, step: int, *, resume: bool = False) -> None:
             return
 
 
-@pytest.mark.parametrize("arm, rule", [*((arm, "sparse_adam") for arm in ARMS), *(("engram", rule) for rule in RULES)])
-def test_resume_continues_bit_for_bit(config, data, tmp_path, arm, rule):
-    config = config.replace(budget__arm=arm, train__table_rule=rule)
+@pytest.mark.parametrize(
+    "arm, changes",
+    [
+        *((arm, {}) for arm in ARMS),
+        *(("engram", {"train__table_rule": rule}) for rule in RULES),
+        *((arm, {"train__optimizer": "muon", "train__schedule": "step"}) for arm in ("moe", "engram")),
+    ],
+)
+def test_resume_continues_bit_for_bit(config, data, tmp_path, arm, changes):
+    config = config.replace(budget__arm=arm, **changes)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     list(train(config, data, whole))
     run_until(config, data, cut, 7)  # two steps past the checkpoint at 5: they are done again
@@ -79,6 +90,36 @@ def test_the_meter_reads_dev_with_permuted_rows_and_changes_nothing_else(config,
     assert read == [5, 10, 12] == [record.step for record in metered if record.dev_nats is not None]
     assert metered[-1].dev_nats == plain[-1].dev_nats != metered[-1].dev_nats_permuted
     assert all(record.dev_nats_permuted is None for record in plain)
+
+
+def test_muon_lowers_the_loss_and_is_another_run(config, data, tmp_path):
+    config = config.replace(train__tokens=5120)
+    adamw = [record.loss_nats for record in train(config, data, tmp_path / "adamw")]
+    muon = [record.loss_nats for record in train(config.replace(train__optimizer="muon"), data, tmp_path / "muon")]
+    assert muon[0] == adamw[0] and muon[-1] != adamw[-1]
+    assert sum(muon[-3:]) / 3 < muon[0] - 0.5
+
+
+def test_tables_and_backbone_follow_the_papers_schedule_together(config, data, tmp_path, monkeypatch):
+    seen, step = [], loop.train_step
+
+    def watch(model, batch, backbone, rows, *rest, **options):
+        seen.append([group["lr"] for group in (*backbone.param_groups, *rows.param_groups)])
+        return step(model, batch, backbone, rows, *rest, **options)
+
+    monkeypatch.setattr(loop, "train_step", watch)
+    config = config.replace(train__schedule="step", train__optimizer="muon", train__lr=0.01)
+    told = [record.lr for record in train(config, data, tmp_path)]
+    shares = [1 / 3, 2 / 3, *[1.0] * 8, 0.316, 0.1]
+    assert told == pytest.approx([0.01 * share for share in shares])
+    assert seen == [pytest.approx([*[0.01 * share] * 3, 0.05 * share]) for share in shares]
+
+
+@pytest.mark.parametrize("key", ["optimizer", "schedule"])
+def test_an_unknown_optimizer_or_schedule_is_refused_before_a_folder_is_begun(config, data, tmp_path, key):
+    with pytest.raises(ConfigError, match=f'train.{key} "mouon" is unknown'):
+        next(train(config.replace(**{f"train__{key}": "mouon"}), data, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("arm", ["moe", "one_row"])
@@ -150,6 +191,28 @@ def test_another_config_is_refused_with_both_digests(config, data, tmp_path):
     run_until(config, data, tmp_path, 6)
     with pytest.raises(CheckpointError, match=r"another config \(\w{5}-\w{5}-\w{5}, now \w{5}-\w{5}-\w{5}\)"):
         next(train(config.replace(train__lr=0.001), data, tmp_path, resume=True))
+
+
+def test_a_run_begun_before_a_key_existed_has_its_default_and_no_other_value(config, data, tmp_path):
+    tree = tomllib.loads(to_toml(config))
+    for key in ("optimizer", "schedule", "adam_eps"):
+        del tree["train"][key]
+    (tmp_path / "config.toml").write_text(tomli_w.dumps(tree))
+    tree["name"], tree["data"]["cache"] = "", ""
+    tree["train"] |= {"checkpoint_every": 0, "log_every": 0, "table_tier": ""}
+    as_it_was = sha256_bytes(tomli_w.dumps(tree).encode())
+    assert identity_of(config, data, tmp_path)["config"] == as_it_was
+    assert identity_of(config, data, tmp_path / "new")["config"] != as_it_was
+    for changed in ({"train__optimizer": "muon"}, {"train__schedule": "step"}, {"train__lr": 0.1}):
+        assert identity_of(config.replace(**changed), data, tmp_path)["config"] != as_it_was
+
+
+def test_a_run_begun_beside_an_older_config_is_known_by_its_own(config, data, tmp_path):
+    tree = tomllib.loads(to_toml(config))
+    del tree["train"]["optimizer"]
+    (tmp_path / "config.toml").write_text(tomli_w.dumps(tree))
+    run_until(config, data, tmp_path, 6)
+    assert [record.step for record in train(config, data, tmp_path, resume=True)][0] == 6
 
 
 def test_a_corpus_smaller_than_a_batch_is_refused_with_the_numbers(config, data, tmp_path):
