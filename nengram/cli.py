@@ -313,6 +313,36 @@ def plan(
     )
 
 
+def conform(
+    dialect: Literal["", "engram", "deepseek_v41", "qwen_ple"] = "",
+    against: Literal["nengram", "transformers", "engram-peft"] = "nengram",
+    command: str = "",
+    python: str = "",
+    timeout: float = 60.0,
+    out: Path | None = None,
+) -> None:
+    """Whether an implementation computes the published addresses: first difference, known bug, one line for a README.
+
+    Args:
+        dialect: only this one; all if not given.
+        against: whom to ask: this package's own fast path, or another that is installed.
+        command: ask this command instead: it answers each JSON line of its input with a JSON line.
+        python: the interpreter that has the implementation, where --against needs one of its own.
+        timeout: seconds to wait for one answer.
+        out: file for the result as JSON.
+    """
+    from nengram.conform.verb import run_conform
+
+    replies = {}
+    if against == "transformers" and not command:
+        from nengram.hf import conform_qwen_reply
+
+        replies["transformers"] = conform_qwen_reply
+    asked = {"dialect": dialect, "against": against, "command": command, "python": python}
+    passed = run_conform(**asked, timeout_s=timeout, out=out, console=_console(), replies=replies)
+    sys.exit(0 if passed else 1)
+
+
 def table_stat(paths: Positional[tuple[Path, ...]], /, json: bool = False) -> None:
     """Say what a table is: codec, rows, bytes, what was ever written, addresses, rows of each n-gram order.
 
@@ -526,6 +556,7 @@ VERBS = {
     "twin": twin,
     "data": data,
     "plan": plan,
+    "conform": conform,
     "table stat": table_stat,
     "table verify": table_verify,
     "table pack": table_pack,

@@ -24,6 +24,8 @@ from rich.text import Text
 
 from nengram import cli
 from nengram.config import load_config
+from nengram.conform.bugs import BUGS
+from nengram.conform.classes import CLASS_BUGS
 from nengram.errors import nearest
 from nengram.files import write_atomic
 from nengram.model import split_budget
@@ -310,6 +312,20 @@ def codec_table(found: dict) -> str:
     return f"{markdown(header, rows)}\n\n{told}"
 
 
+def state() -> str:
+    """Every situation of docs/state.json in every dialect: a cell says what differs, if anything does."""
+    found = json.loads((ROOT / "docs" / "state.json").read_text(encoding="utf-8"))
+    rows = [
+        [situation, *(f"rows {one['rows']}, outputs {one['outputs']}" for one in cells.values())]
+        for situation, cells in found["cells"].items()
+    ]
+    positions = sum(one["positions"] for cells in found["cells"].values() for one in cells.values())
+    dialects = next(iter(found["cells"].values()))
+    table = markdown(["situation", *dialects], rows, left=1 + len(dialects))
+    told_by = f"`{found['command']}`: {positions:,} positions compared, outputs in float64 to {found['tolerance']:g}."
+    return f"{table}\n\n{told_by}"
+
+
 def sizes() -> str:
     """What `split_budget` makes of the demo's dials, arm by arm; all arms, whether the demo runs them or not."""
     config = load_config("demo")
@@ -380,6 +396,51 @@ def grouped_options(kind: type) -> list[list[str]]:
     return rows
 
 
+def conformance() -> str:
+    """Every implementation that was asked: what it passed in each dialect, its first difference, what it looks like, and when."""
+    paths = sorted((ROOT / "docs" / "conformance").glob("*.json"))
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    rows, told, lines = [], [], []
+    for found in results:
+        name = f"{found['implementation']['name']} {found['implementation']['version']}"
+        asked = {dialect: one for dialect, one in found["dialects"].items() if one["asked"]}
+        for dialect, one in asked.items():
+            shares = f"{one['row_numbers_right']:,} of {one['row_numbers_compared']:,}"
+            rows.append([name, dialect, *one["by_kind"].values(), str(one["not_offered"]), shares])
+            if one["differs"]:
+                told.append(
+                    f"- {name}, {dialect}: {one['guess'] or 'no known bug'}. {_first_difference(one['first_difference'])}"
+                )
+        lines.append(
+            f"{found['line']}\n  {found['command']}; Python {found['python']}, {found['system']}, {found['date']}"
+        )
+    header = [
+        "implementation",
+        "dialect",
+        "rows",
+        "numbers",
+        "classes",
+        "questions not offered",
+        "single row numbers right",
+    ]
+    text = "```text\n" + "\n".join(lines) + "\n```"
+    return "\n\n".join([markdown(header, rows, left=2), "\n".join(told), text])
+
+
+def _first_difference(outcome: dict) -> str:
+    """Where the first wrong answer is."""
+    found = outcome["difference"]
+    place = ", ".join(f"{name} {value}" for name, value in found["place"].items())
+    where = f'setting "{outcome["setting"]}", "{outcome["case"]}", {place}'
+    return f"First difference: {where}: {found['got']} instead of {found['expected']}."
+
+
+def known_bugs() -> str:
+    """The names that a guess can give."""
+    ways = [[bug, str(len(changes))] for bug, changes in BUGS.items()]
+    return markdown(["bug", "ways to have it"], [*ways, *([bug, "1"] for bug in CLASS_BUGS)])
+
+
 def example() -> str:
     """The heart of examples/own_trainer.py: its paragraphs on nengram, and the lines of the forward pass between them."""
     source = (ROOT / "examples" / "own_trainer.py").read_text(encoding="utf-8")
@@ -411,6 +472,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "plan": plan,
     "rows-for-tokens": rows_for_tokens,
     "sizes": sizes,
+    "state": state,
+    "conformance": conformance,
+    "known-bugs": known_bugs,
     "options": options,
     "example": example,
 }

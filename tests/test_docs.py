@@ -296,7 +296,7 @@ def test_preset_loads_and_survives_writing(path, tmp_path):
     config = load_config(path)
     (tmp_path / "again.toml").write_text(to_toml(config), encoding="utf-8")
     assert load_config(tmp_path / "again.toml") == config
-    assert load_config(path.stem) == config
+    assert load_config(path.relative_to(ROOT / "configs").with_suffix("").as_posix()) == config
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ LEVELS = (
     {"memory"},
     {"model"},
     {"train", "infer"},
-    {"study"},
+    {"study", "conform"},
     {"hf"},
     {"cli"},
 )
@@ -63,7 +63,7 @@ DOORS = {  # what only these files import
     "tarfile": FETCHERS,
     "zipfile": FETCHERS,
     "shutil.unpack_archive": FETCHERS,
-    "subprocess": (*FETCHERS, "study/processes.py"),
+    "subprocess": (*FETCHERS, "study/processes.py", "conform/protocol.py"),
 }
 UNPICKLERS = {
     "pickle",
