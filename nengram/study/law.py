@@ -222,7 +222,7 @@ def _row_lines(rows: Sequence[dict], measure: str) -> list[dict[str, Any]]:
 
 
 def _equal_cpu(groups: list[Runs], measure: str) -> list[dict[str, Any]]:
-    """Engram at each share against pure MoE at the same CPU seconds, where both ran at two budgets or more."""
+    """Engram at each share against pure MoE at the same CPU seconds, where both ran at two budgets or more, on one kind of CPU."""
     found = []
     for setting in sorted({runs.setting for runs in groups}):
         budgets = [runs for runs in groups if runs.setting == setting and runs.moe]
@@ -232,6 +232,8 @@ def _equal_cpu(groups: list[Runs], measure: str) -> list[dict[str, Any]]:
             seeds = sorted(set.intersection(*map(set, every))) if len(budgets) > 1 else []
             if not seeds or any(not _finite(at[seed].get("cpu_seconds")) for at in every for seed in seeds):
                 continue
+            if len({at[seed].get("environment", {}).get("cpu") for at in every for seed in seeds}) > 1:
+                continue  # seconds of two machines are not seconds of one
             numbers = [
                 np.array([[at[seed][name] for seed in seeds] for at in part])
                 for part in ([runs.share(rho) for runs in here], [runs.moe for runs in budgets])

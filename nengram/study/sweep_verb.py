@@ -74,7 +74,14 @@ def report(rows: list[dict], out: Path, console: Console) -> None:
     for path in _fits(rows, out, console, summary):
         console.print(f"  {path}", highlight=False, soft_wrap=True)
     write_atomic(out / "rows.csv", to_csv(rows))
-    write_atomic(out / "sweep.json", json.dumps(summary | {"environment": environment()}, indent=1) + "\n")
+    write_atomic(out / "sweep.json", json.dumps(summary | {"environment": ran_on(rows)}, indent=1) + "\n")
+
+
+def ran_on(rows: list[dict]) -> dict[str, str]:
+    """Where and when the runs were made, not the report: `environment()` of every row, differing values side by side."""
+    made = [row.get("environment", {}) for row in rows]
+    keys = dict.fromkeys(key for one in made for key in one)
+    return {key: ", ".join(dict.fromkeys(one[key] for one in made if key in one)) for key in keys}
 
 
 def run_tune(config: Config, out: Path, runs: Path, at_once: int, console: Console) -> dict[Node, dict[float, float]]:

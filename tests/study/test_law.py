@@ -128,6 +128,11 @@ def test_equal_cpu_time_is_read_where_it_can_be(summary):
     assert large["paired"]["mean"] == pytest.approx(loss_of(0.6, 1_200_000) - moe, abs=0.003)
 
 
+def test_seconds_of_two_machines_are_not_compared(rows):
+    apart = [one | {"environment": {"cpu": "A" if one["tokens"] == 400_000 else "B"}} for one in rows]
+    assert law_summary(apart)["equal_cpu"] == []
+
+
 def test_pure_moe_is_a_share_of_one_under_any_name(rows, summary):
     renamed = [one | {"arm": "moe", "rho": 0.6} if one["rho"] == 1 else one for one in rows]
     assert law_summary(renamed) == summary

@@ -18,7 +18,7 @@ from nengram.study.sweep import Corpora, expand, facts_of, load_rows, rows_of, r
 from nengram.study.sweep_check import run_check
 from nengram.study.sweep_rates import Node, load_found, nodes_of, print_search, rate_at
 from nengram.study.sweep_report import differences, to_csv
-from nengram.study.sweep_verb import run_dry, run_report, run_sweep_verb, run_tune
+from nengram.study.sweep_verb import ran_on, run_dry, run_report, run_sweep_verb, run_tune
 from nengram.study.tune import search
 from tests.conftest import run_command
 
@@ -243,6 +243,11 @@ def test_the_dry_plan_prints_totals_and_cost_and_runs_nothing(small, tmp_path, c
     assert list(tmp_path.glob("runs*")) == []
     (one_pass,) = expand(swept(small, train__tokens=[0]), Corpora())
     assert one_pass.tokens > 10 * small.train.batch * small.model.context  # 0 is one pass, not nothing
+
+
+def test_a_report_names_every_machine_that_its_rows_ran_on():
+    made = [{"environment": {"cpu": cpu, "date": "d"}} for cpu in ("A", "B", "A")] + [{}]
+    assert ran_on(made) == {"cpu": "A, B", "date": "d"}
 
 
 def test_a_report_is_made_from_rows_alone(small, tmp_path, console):
