@@ -185,9 +185,8 @@ class Engram(nn.Module):
         normed_BTGD = (wide * _inverse_rms(wide, self.conv_eps).unsqueeze(-1)).to(gated_BTGD.dtype)
         past = (self.kernel - 1) * self.dilation
         heard = F.pad(normed_BTGD, (0, 0, 0, 0, past, 0)) if state is None else state.extend(normed_BTGD, start_BT)
-        taps_KGD = (self.conv_weight * self.conv_gain).to(
-            heard.dtype
-        )  # per channel both, so the gain may wait for the tap
+        # per channel both, so the gain may wait for the tap
+        taps_KGD = (self.conv_weight * self.conv_gain).to(heard.dtype)
         if start_BT is None:
             return dilated_taps(heard, taps_KGD, self.dilation)
         return taps_within(heard, taps_KGD, self.dilation, start_BT)
