@@ -116,14 +116,14 @@ def _flags(call: Call) -> list[list]:
 
 def _slots(window: list[int], layer: dict[str, Any], max_order: int, steps: Steps) -> list[int]:
     """The rows of one position in one layer, slot by slot."""
-    found, offset, slot = [], 0, 0
+    found, offset = [], 0
     for order, heads in enumerate(layer["moduli"], start=2):
         lags = steps.lags(order, max_order)
         weighted = zip(lags, steps.weights(layer["multipliers"], order), strict=False)
         mix = reduce(xor, (steps.product(window[lag], multiplier) for lag, multiplier in weighted))
         for head, modulus in enumerate(heads):
             found.append(steps.first_row(offset) + steps.remainder(steps.headed(mix, head), modulus))
-            offset, slot = offset + modulus, slot + 1
+            offset += modulus
     return steps.order_of(found, len(layer["moduli"][0]))
 
 

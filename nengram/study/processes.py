@@ -21,6 +21,8 @@ from rich.table import Table
 
 from nengram.errors import NengramError
 
+THREADS = 1  # of each job
+
 
 @dataclass(frozen=True)
 class Job:
@@ -94,7 +96,8 @@ def cores() -> int:
 def _start(job: Job) -> subprocess.Popen:
     job.folder.mkdir(parents=True, exist_ok=True)
     threads = {
-        name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+        name: str(THREADS)
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
     }
     with open(job.folder / "log.txt", "w", encoding="utf-8") as log:
         return subprocess.Popen(

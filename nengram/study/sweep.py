@@ -27,7 +27,7 @@ from nengram.model.cost import Cost
 from nengram.model.transformer import Transformer
 from nengram.study.arm import load_facts, load_nats, prepare_for
 from nengram.study.compare import arm_job, nats_by_source
-from nengram.study.processes import Job, run_jobs
+from nengram.study.processes import THREADS, Job, run_jobs
 from nengram.study.sweep_rates import rate_at
 from nengram.text import Prepared
 from nengram.train import environment, steps_of
@@ -261,7 +261,7 @@ def row_of(point: Point, folder: Path, data: Prepared) -> dict:
         "addresses": facts["addresses"],
         "corpus": data.digest,
         "config": facts_of(point.resolved),
-        "environment": environment(),
+        "environment": environment() | {"threads": str(THREADS)},
     }
 
 
