@@ -5,16 +5,17 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BORDER := $(VENV)/.border
 
 .PHONY: demo test test-slow lint same bench gpu evidence docs clean
 
 demo: $(READY) ## train five arms at equal parameters and FLOPs on bundled text, and judge (a few minutes)
 	$(BIN)/nengram compare demo --out runs/demo --resume
 
-test: $(READY) ## the default suite
+test: $(BORDER) ## the default suite
 	$(BIN)/python -m pytest
 
-test-slow: $(READY) ## what the default suite leaves out
+test-slow: $(BORDER) ## what the default suite leaves out
 	$(BIN)/python -m pytest -m "slow and not network"
 
 lint: $(READY)
@@ -37,6 +38,10 @@ evidence: $(READY) ## every sweep of experiments/, about ten core-hours; what ha
 
 docs: $(READY) ## regenerate the tables that stand in README and docs
 	$(BIN)/python scripts/docs.py
+
+$(BORDER): $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e ".[test,border]"
+	touch $(BORDER)
 
 clean: ## remove the environment and all runs
 	rm -rf $(VENV) runs
