@@ -2,7 +2,7 @@
 
 from nengram.memory.baselines import MEMORIES, Additive
 from nengram.memory.engram import FAMILIES, GATES, Engram
-from nengram.memory.short_conv import ConvState
+from nengram.memory.short_conv import ConvPast, ConvState
 from nengram.memory.step import MemoryStep
 from nengram.memory.table import Table, hot_name, load_table, open_store, order_labels, save_table
 
@@ -11,6 +11,7 @@ __all__ = [
     "GATES",
     "MEMORIES",
     "Additive",
+    "ConvPast",
     "ConvState",
     "Engram",
     "MemoryStep",

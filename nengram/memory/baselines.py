@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nengram.errors import ConfigError
 from nengram.memory.engram import Engram, by_kind
-from nengram.memory.short_conv import ConvState
+from nengram.memory.short_conv import ConvPast, ConvState
 from nengram.shapes import Bool, Float, shaped
 
 
@@ -35,7 +35,7 @@ class Additive(nn.Module):
         *,
         blocked_BT: Bool[Tensor, "B T"] | None = None,
         start_BT: Bool[Tensor, "B T"] | None = None,
-        state: ConvState | None = None,
+        state: ConvPast | None = None,
     ) -> Float[Tensor, "B T G D"]:
         """The update of every branch, `[B, T, G, D]`: 0 where blocked. `start_BT` and `state` are accepted and left alone."""
         vecs_BTM = vecs.flatten(2)

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nengram.errors import ConfigError, nearest
-from nengram.memory.short_conv import ConvState, dilated_taps, taps_within
+from nengram.memory.short_conv import ConvPast, ConvState, dilated_taps, taps_within
 from nengram.shapes import Bool, Float, shaped
 
 ROOT_FLOOR = 1e-6  # |s| below this counts as this much: the slope of the root is at most 500
@@ -112,7 +112,7 @@ class Engram(nn.Module):
         *,
         blocked_BT: Bool[Tensor, "B T"] | None = None,
         start_BT: Bool[Tensor, "B T"] | None = None,
-        state: ConvState | None = None,
+        state: ConvPast | None = None,
     ) -> Float[Tensor, "B T G D"]:
         """The update of every branch, `[B, T, G, D]`; the caller adds it to the residual stream.
 
@@ -120,7 +120,7 @@ class Engram(nn.Module):
         blocked_BT: true where the gate is 0; the convolution of earlier positions is still heard there.
         start_BT: true where a text begins that is to hear nothing before it; None: the convolution hears across texts, as in
             every public code.
-        state: of `new_state`, for decoding in chunks; updated in place.
+        state: of `new_state`, or a `ConvPast` of the caller's, for decoding in chunks; updated in place.
         Raises: ConfigError when the shapes do not fit this layer.
         """
         vecs_BTM = self._side_by_side(vecs, hidden_BTGD)
@@ -180,7 +180,7 @@ class Engram(nn.Module):
         score_BTG = dot_BTG * _inverse_rms(hidden, eps) * _inverse_rms(key, eps) * self.width**-0.5
         return torch.sigmoid(GATES[self.gate](score_BTG))
 
-    def _short_conv(self, gated_BTGD: Tensor, start_BT: Tensor | None, state: ConvState | None) -> Tensor:
+    def _short_conv(self, gated_BTGD: Tensor, start_BT: Tensor | None, state: ConvPast | None) -> Tensor:
         wide = _at_least_float32(gated_BTGD)
         normed_BTGD = (wide * _inverse_rms(wide, self.conv_eps).unsqueeze(-1)).to(gated_BTGD.dtype)
         past = (self.kernel - 1) * self.dilation

@@ -7,7 +7,18 @@ D = 128 on one CPU core: 5.4 ms as conv1d, 2.0 as shifts under autograd, 0.8 her
 and 3.1.
 """
 
+from typing import Protocol, runtime_checkable
+
 import torch
+
+
+@runtime_checkable
+class ConvPast(Protocol):
+    """Whatever remembers a convolution's inputs from one call to the next: a `ConvState`, or a cache that somebody else keeps."""
+
+    def extend(self, inputs_BTGD: torch.Tensor, start_BT: torch.Tensor | None = None) -> torch.Tensor:
+        """The remembered inputs followed by new ones, `[B, P + T, G, D]`, which are then remembered."""
+        ...
 
 
 class ConvState:
