@@ -96,7 +96,7 @@ def print_plan(config: Config, data: Prepared, console: Console) -> None:
     if steps > one_pass:
         console.print(
             f"  [bold]note[/]: {steps} steps are more than one pass ({one_pass} steps); tables overfit text they read twice: "
-            "train.tokens=0 takes one pass"
+            "train.tokens=0 takes one pass, train.second_pass=fresh_tables draws them anew"
         )
     runs = len(config.compare.arms) * len(config.compare.seeds)
     console.print(f"  {runs} runs of {steps} steps, one thread each", highlight=False)
