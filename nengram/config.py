@@ -42,6 +42,8 @@ class BudgetConfig:
     scale: int = 0  # blocks; width is 32 x scale
     rho: float = 0.6  # share of the sparse budget that goes to experts; 1 = pure MoE
     arm: str = "engram"  # one of ARMS
+    target_total: int = 0  # parameters to end at, vocabulary left out; 0: those of pure MoE with the same backbone
+    target_flops: int = 0  # forward FLOPs a token to end at; 0: likewise
 
 
 @dataclass(frozen=True)

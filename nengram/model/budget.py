@@ -12,6 +12,9 @@ rule, both with the memory arm's experts and no table, and each keeps one of the
 
     no_table      equal FLOPs, hence fewer parameters (the iso-expert control)
     wide_shared   equal parameters, the shared expert taking what the table would, hence more FLOPs
+
+Backbones are compared the same way: give the arms of the simpler one the totals of the richer as their target, and they spend on a wider
+shared expert and on rows what the simpler parts save.
 """
 
 import dataclasses
@@ -38,7 +41,7 @@ class Split:
     memory: MemoryConfig
     rho: float  # reached, with whole experts
     cost: Cost
-    target: Cost  # of pure MoE at the same scale
+    target: Cost  # of pure MoE at the same scale; only `total` and `flops` where they were given
 
 
 def split_budget(
@@ -49,6 +52,8 @@ def split_budget(
     arm: str = "engram",
     model: ModelConfig | None = None,
     memory: MemoryConfig | None = None,
+    target_total: int = 0,
+    target_flops: int = 0,
 ) -> Split:
     """The complete sizes of one arm.
 
@@ -57,7 +62,9 @@ def split_budget(
         rho: share of the sparse budget for experts, 0..1; rounded to whole experts. At 1, arm "engram" is pure MoE.
         arm: one of `nengram.config.ARMS`.
         model, memory: knobs to keep that are no sizes (context, balancing; orders, heads, blocks ...).
-    Raises: ConfigError when a dial is out of range, or no table of at least 2 rows a head fits (a control at rho 1 has none).
+        target_total, target_flops: totals to reach (`Cost.total`, `Cost.flops`), both or neither; 0: those of pure MoE.
+    Raises: ConfigError when a dial is out of range, no table of at least 2 rows a head fits (a control at rho 1 has none), or a
+        target is given to an arm that has nothing to reach it with.
     """
     if scale < 1:
         raise ConfigError(f"budget.scale must be at least 1, got {scale}")
@@ -67,6 +74,9 @@ def split_budget(
         raise ConfigError(f'budget.arm "{arm}" is unknown{nearest(arm, ARMS)}; arms: {", ".join(ARMS)}')
     pure = _pure_moe(scale, vocab_size, model or ModelConfig())
     target = _cost(pure, MemoryConfig())
+    if target_total or target_flops:
+        _check_target(target_total, target_flops, arm, rho)
+        target = Cost(active=target_total, flops=target_flops)
     if arm == "moe" or (arm == "engram" and rho == 1):
         return Split(pure, MemoryConfig(), 1.0, target, target)
     kind = "additive" if arm == "additive" else "engram"
@@ -101,9 +111,18 @@ def resolve(config: Config, vocab_size: int) -> Config:
         arm=budget.arm,
         model=config.model,
         memory=config.memory,
+        target_total=budget.target_total,
+        target_flops=budget.target_flops,
     )
     written_out = BudgetConfig(scale=0, rho=split.rho, arm=budget.arm)
     return dataclasses.replace(config, budget=written_out, model=split.model, memory=split.memory)
+
+
+def _check_target(total: int, flops: int, arm: str, rho: float) -> None:
+    if min(total, flops) < 1:
+        raise ConfigError(f"budget.target_total {total} and budget.target_flops {flops}: give both, or neither")
+    if arm in ("moe", *WITHOUT_TABLE) or rho == 1:
+        raise ConfigError(f'budget.target_total: arm "{arm}" at rho {rho:g} has no table that could take what is left')
 
 
 def _refuse_sizes(config: Config) -> None:

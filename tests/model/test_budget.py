@@ -212,3 +212,39 @@ def test_whatever_the_backbone_is_like_the_budget_is_the_same(knobs, arm):
 def test_a_budget_without_a_routed_block_is_refused():
     with pytest.raises(ConfigError, match="model.dense_blocks 4 leaves no block of budget.scale 4 with experts"):
         split_budget(4, 0.6, vocab_size=VOCAB_SIZE, model=ModelConfig(dense_blocks=4, dense_width=8))
+
+
+FULL = {"attention": "mla", "kv_rank": 32, "rope_width": 16, "streams": 4}
+
+
+@pytest.mark.parametrize("simpler", [{"streams": 1}, {"attention": "gqa", "kv_rank": 0, "rope_width": 0}], ids=str)
+@pytest.mark.parametrize("arm", ["engram", "one_row", "additive"])
+def test_a_simpler_backbone_reaches_the_totals_of_the_richer(simpler, arm):
+    full = split_budget(4, 0.6, vocab_size=VOCAB_SIZE, model=ModelConfig(**FULL)).cost
+    reached = split_budget(
+        4,
+        0.6,
+        vocab_size=VOCAB_SIZE,
+        arm=arm,
+        model=ModelConfig(**FULL | simpler),
+        target_total=full.total,
+        target_flops=full.flops,
+    )
+    assert reached.cost != full and reached.rho == 0.6
+    assert off(reached.cost.total, full.total) < 1e-3 and off(reached.cost.flops, full.flops) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ({"target_total": 10}, "target_flops 0: give both"),
+        ({"target_total": 10, "target_flops": 10, "arm": "moe"}, 'arm "moe" at rho 0.6 has no table'),
+        ({"target_total": 10, "target_flops": 10, "arm": "no_table"}, 'arm "no_table"'),
+        ({"target_total": 9, "target_flops": 5_000_000}, "leaves no share for a table"),
+        ({"target_total": 10, "target_flops": 10}, "FLOPs a token more than the shared expert can give up"),
+    ],
+    ids=str,
+)
+def test_a_target_that_cannot_be_reached_is_refused(arguments, line):
+    with pytest.raises(ConfigError, match=line):
+        split_budget(4, 0.6, vocab_size=VOCAB_SIZE, **arguments)
