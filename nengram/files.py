@@ -4,6 +4,7 @@ Digests are printed as proquints (five-letter syllables, 16 bits each; Wilkerson
 them by eye and over the phone; the whole hex digest is what the code compares.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -19,9 +20,12 @@ CONSONANTS, VOWELS = "bdfghjklmnprstvz", "aiou"
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and renamed over `path`, on failure removed.
 
-    Raises: OSError as the system gives it (no space, no permission); `path` is then as it was.
+    Raises: OSError as the system gives it (no space, no permission), and for a device or pipe, which a rename would replace by a
+    file; `path` is then as it was.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # what a link points to is written, the link stays
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EEXIST, "is no regular file and cannot be replaced by one; name another", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
