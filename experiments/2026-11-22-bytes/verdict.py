@@ -1,6 +1,6 @@
 """The ratio of the two gains that the question asks for, in bits a byte, from rows.jsonl into verdict.json.
 
-Seeds are not paired across vocabularies (another tokenizer, another order of windows), so the interval of the ratio is Fieller's for two
+Seeds are not paired across vocabularies (another tokenizer, another order of windows): the interval of the ratio is Fieller's for two
 independent means: the ratios r for which (gain of bytes) - r (gain of the BPE) is not told from nothing, t on the pooled degrees.
 """
 
