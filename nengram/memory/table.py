@@ -8,7 +8,7 @@ Files of the first format are read like the others; whatever is written is of th
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from nengram.errors import AddressError, CheckpointError, StoreError, nearest
 from nengram.memory.format_1 import FORMAT as FORMAT_1
 from nengram.memory.format_1 import OldTable
 from nengram.store import HostStore, HotSet, MappedStore, ResidentStore, Store, TieredStore, host_zeros
-from nengram.store.codecs import CODECS, make_codec
+from nengram.store.codecs import CODECS, Codec, make_codec
 from nengram.store.safetensors_header import read_header
 from nengram.store.table_file import TableReader, open_table, write_table
 from nengram.store.table_place import find
@@ -99,10 +99,7 @@ def open_store(
     Raises: CheckpointError for a table that is damaged, of other addresses, or only a part; StoreError for a tier,
     device or hot set that does not exist or fit.
     """
-    if tier not in TABLE_TIERS:
-        raise StoreError(f'unknown tier "{tier}"{nearest(str(tier), TABLE_TIERS)}; there are {", ".join(TABLE_TIERS)}')
-    if (tier == "tiered") != (hot is not None):
-        raise StoreError(f'tier "tiered" goes with a hot set, and no other tier does; this is "{tier}"')
+    check_tier(tier, hot)
     wanted = spec, layer_id, row_width
     if tier in ("resident", "host"):
         with open_rows(path) as table:
@@ -111,10 +108,18 @@ def open_store(
     below = _mapped(path, device, threads)
     try:
         name = hot_name(*_check_wanted(below.reader, *wanted))
-        return below if tier == "mapped" else TieredStore(below, _hot_set(hot, name))
+        return below if tier == "mapped" else TieredStore(below, hot_set(hot, name))
     except BaseException:
         below.close()
         raise
+
+
+def check_tier(tier: str, hot: object) -> None:
+    """Raise StoreError for a tier that does not exist, and for a hot set that is missing or has no use."""
+    if tier not in TABLE_TIERS:
+        raise StoreError(f'unknown tier "{tier}"{nearest(str(tier), TABLE_TIERS)}; there are {", ".join(TABLE_TIERS)}')
+    if (tier == "tiered") != (hot is not None):
+        raise StoreError(f'tier "tiered" goes with a hot set, and no other tier does; this is "{tier}"')
 
 
 def order_labels(spec: AddressSpec, layer_id: int) -> list[tuple[str, int, int]]:
@@ -193,21 +198,27 @@ def _check_rows(path: str | os.PathLike, num_rows: int, spec: AddressSpec, layer
 def _in_memory(table: AnyTable, tier: str, device: str | torch.device) -> Store:
     """All rows in memory, checked; optimiser state, too, where the table has some. Raises: CheckpointError."""
     table.verify()
-    kind = HostStore if tier == "host" else ResidentStore
-    shape = table.num_rows, table.codec.row_bytes
-    bytes_RB = host_zeros(shape, torch.uint8) if tier == "host" else torch.empty(shape, dtype=torch.uint8)
-    first = 0
-    for block_NB in blocks_of(table):
-        bytes_RB[first : first + len(block_NB)] = torch.from_numpy(block_NB)
-        first += len(block_NB)
     extras = table.extras()
     try:
-        store = kind.from_bytes(bytes_RB, table.codec, device=device)
+        store = filled(blocks_of(table), table.num_rows, table.codec, tier, device)
         if extras:
             store.load_tensors({"weight": store.tensors()["weight"], **extras})
         return store
     except StoreError as error:
         raise CheckpointError(f"{table.path}: {error}") from error
+
+
+def filled(
+    blocks: Iterable[np.ndarray], num_rows: int, codec: Codec, tier: str, device: str | torch.device
+) -> ResidentStore | HostStore:
+    """A store, "resident" or "host", of coded rows that come in blocks, uint8 `[n, row_bytes]`. Raises: StoreError."""
+    kind, shape = HostStore if tier == "host" else ResidentStore, (num_rows, codec.row_bytes)
+    bytes_RB = host_zeros(shape, torch.uint8) if tier == "host" else torch.empty(shape, dtype=torch.uint8)
+    first = 0
+    for block_NB in blocks:
+        bytes_RB[first : first + len(block_NB)] = torch.from_numpy(block_NB)
+        first += len(block_NB)
+    return kind.from_bytes(bytes_RB, codec, device=device)
 
 
 def _mapped(path: str | os.PathLike, device: str | torch.device, threads: int | None) -> MappedStore:
@@ -219,7 +230,7 @@ def _mapped(path: str | os.PathLike, device: str | torch.device, threads: int | 
     return MappedStore(path, device=device, **({} if threads is None else {"threads": threads}))
 
 
-def _hot_set(hot: HotSet | str | os.PathLike, name: str) -> HotSet:
+def hot_set(hot: HotSet | str | os.PathLike, name: str) -> HotSet:
     """A hot set, read if it is a path. Raises: CheckpointError, StoreError when it was made for another table."""
     if isinstance(hot, HotSet) and hot.belongs_to not in ("", name):
         raise StoreError(

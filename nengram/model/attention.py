@@ -37,6 +37,41 @@ class KeyValues:
         return self.keys[:, :, :end], self.values[:, :, :end]
 
 
+class View:
+    """Where the tokens of a chunk stand and which keys they may see, for batches that are not just texts side by side.
+
+    positions_BT: int64 [B or 1, T], what rotation sees. past: how many keys lie before the chunk. shown: bool, which keys may be seen
+    at all (false: padding), [B, keys], or [B, T, keys] by query; keys beyond its end are not seen. None: all of them. A token sees no
+    key after it, and itself always, or a row of padding would have no mean to take.
+    """
+
+    def __init__(self, positions_BT: Tensor, past: int = 0, shown: Tensor | None = None):
+        self.positions_BT, self.past = positions_BT, past
+        self.shown = shown.unsqueeze(1) if shown is not None and shown.dim() == 2 else shown
+        self._visible: dict[tuple[int, int], Tensor | None] = {}
+
+    def rotations(self, rope: Rope, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin [B or 1, T, width / 2]."""
+        return rope.at(self.positions_BT, width, like)
+
+    def visible(self, length: int, keys: int) -> Tensor | None:
+        """Which of `keys` keys each of the chunk's tokens sees, bool [B or 1, 1, T, keys]; None: those up to itself, and no more."""
+        if (length, keys) not in self._visible:
+            self._visible[length, keys] = self._made(length, keys)
+        return self._visible[length, keys]
+
+    def _made(self, length: int, keys: int) -> Tensor | None:
+        if self.shown is None and keys == self.past + length and (self.past == 0 or length == 1):
+            return None
+        own_T = torch.arange(self.past, self.past + length, device=self.positions_BT.device)
+        key_S = torch.arange(keys, device=own_T.device)
+        visible_TS = key_S <= own_T[:, None]
+        if self.shown is None:
+            return visible_TS[None, None]
+        shown = F.pad(self.shown, (0, max(0, keys - self.shown.shape[2])))[..., :keys]
+        return (visible_TS & shown | (key_S == own_T[:, None])).unsqueeze(1)
+
+
 class Attention(nn.Module):
     """hidden_BTD -> [B, T, D].
 
@@ -67,27 +102,38 @@ class Attention(nn.Module):
         normal_by_fan_in(self.key_value.weight, self.key_value.in_features, draws, "key_value")
         normal_by_fan_in(self.out.weight, self.out.in_features, draws, "out", out_share)
 
-    def forward(self, hidden_BTD: Tensor, cache: KeyValues | None = None) -> Tensor:
-        """With a cache, `hidden_BTD` is the next chunk and attends to everything cached before it."""
+    def forward(self, hidden_BTD: Tensor, cache: KeyValues | None = None, view: View | None = None) -> Tensor:
+        """With a cache, `hidden_BTD` is the next chunk and attends to everything cached before it, or to what `view` shows of it.
+
+        Beside a view, a cache may hand out more keys than are filled.
+        """
         B, T, D = hidden_BTD.shape
         past = 0 if cache is None else cache.filled
         q = self.query(hidden_BTD).view(B, T, self.heads, self.head_width).transpose(1, 2)
         k, v = self.key_value(hidden_BTD).view(B, T, 2, self.kv_heads, self.head_width).unbind(2)
-        cos, sin = self.rope.rotations(past, T, self.head_width, hidden_BTD)
+        if view is None:
+            cos, sin = self.rope.rotations(past, T, self.head_width, hidden_BTD)
+        else:
+            cos, sin = (turn.unsqueeze(1) for turn in view.rotations(self.rope, self.head_width, hidden_BTD))
         q, k, v = rotate(q, cos, sin), rotate(k.transpose(1, 2), cos, sin), v.transpose(1, 2)
         if cache is not None:
             k, v = cache.append(k, v)
         group = self.heads // self.kv_heads
         if group > 1:
             k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-        if past == 0 or T == 1:
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, scale=self.score_scale)
-        else:
-            visible = torch.ones(T, past + T, dtype=torch.bool, device=q.device).tril(past)
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=self.score_scale)
+        visible = _causal(T, past, q.device) if view is None else view.visible(T, k.shape[2])
+        is_causal = visible is None and T > 1
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=is_causal, scale=self.score_scale)
         return self.out(mixed.transpose(1, 2).reshape(B, T, D))
 
     def cost(self, context: int) -> Cost:
         """Projections, and scores and mixing over (context + 1) / 2 keys on average."""
         parameters = sum(p.numel() for p in self.parameters())
         return Cost(active=parameters, flops=2 * parameters + 2 * self.heads * self.head_width * (context + 1))
+
+
+def _causal(length: int, past: int, device: torch.device) -> Tensor | None:
+    """What a chunk behind `past` keys sees, bool [T, past + T]; None where the kernel knows it by itself."""
+    if past == 0 or length == 1:
+        return None
+    return torch.ones(length, past + length, dtype=torch.bool, device=device).tril(past)

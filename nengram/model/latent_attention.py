@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from nengram.config import ModelConfig
 from nengram.errors import ConfigError
-from nengram.model.attention import Attention
+from nengram.model.attention import Attention, View
 from nengram.model.cost import Cost
 from nengram.model.init import Draws, normal_by_fan_in
 from nengram.model.rope import Rope, rotate
@@ -101,43 +101,56 @@ class LatentAttention(nn.Module):
         """An empty cache for B sequences of at most `length` tokens."""
         return Latents(batch, length, self.kv_rank, self.rope_width, self.out.weight)
 
-    def forward(self, hidden_BTD: Tensor, cache: Latents | None = None) -> Tensor:
-        """With a cache, `hidden_BTD` is the next chunk and attends to everything cached before it."""
+    def forward(self, hidden_BTD: Tensor, cache: Latents | None = None, view: View | None = None) -> Tensor:
+        """With a cache, `hidden_BTD` is the next chunk and attends to everything cached before it, or to what `view` shows of it.
+
+        Beside a view, a cache may hand out more latents than are filled.
+        """
         T, past = hidden_BTD.shape[1], 0 if cache is None else cache.filled
-        cos, sin = self.rope.rotations(past, T, self.rope_width, hidden_BTD)
+        if view is None:
+            cos, sin = self.rope.rotations(past, T, self.rope_width, hidden_BTD)
+        else:
+            cos, sin = view.rotations(self.rope, self.rope_width, hidden_BTD)
         content_BHTW, turned_BHTP = self._queries(hidden_BTD, cos, sin)
         latent_BTR, key_BTP = self.down(hidden_BTD).split((self.kv_rank, self.rope_width), dim=-1)
         latent_BTR, key_BTP = self.latent_norm(latent_BTR), rotate(key_BTP, cos, sin)
         cached = None if cache is None else cache.append(latent_BTR, key_BTP)
         if past:
-            mixed_BHTW = self._absorbed(content_BHTW, turned_BHTP, cached)
+            mixed_BHTW = self._absorbed(content_BHTW, turned_BHTP, cached, view)
         else:
-            mixed_BHTW = self._expanded(content_BHTW, turned_BHTP, latent_BTR, key_BTP)
+            mixed_BHTW = self._expanded(content_BHTW, turned_BHTP, latent_BTR, key_BTP, view)
         return self.out(mixed_BHTW.transpose(1, 2).flatten(2))
 
     def _queries(self, hidden_BTD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         read = hidden_BTD if self.query_down is None else self.query_norm(self.query_down(hidden_BTD))
         q_BHTQ = self.query(read).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         content_BHTW, turned_BHTP = q_BHTQ.split((self.head_width, self.rope_width), dim=-1)
-        return content_BHTW, rotate(turned_BHTP, cos, sin)
+        return content_BHTW, rotate(turned_BHTP, cos.unsqueeze(-3), sin.unsqueeze(-3))
 
-    def _expanded(self, content_BHTW: Tensor, turned_BHTP: Tensor, latent_BTR: Tensor, key_BTP: Tensor) -> Tensor:
+    def _expanded(
+        self, content_BHTW: Tensor, turned_BHTP: Tensor, latent_BTR: Tensor, key_BTP: Tensor, view: View | None
+    ) -> Tensor:
         """Every head's own keys and values, through the fused kernel."""
         k, v = self.key_value(latent_BTR).unflatten(-1, (self.heads, -1)).transpose(1, 2).chunk(2, dim=-1)
         k = torch.cat((k, key_BTP.unsqueeze(1).expand(-1, self.heads, -1, -1)), dim=-1)
         q = torch.cat((content_BHTW, turned_BHTP), dim=-1)
         v = F.pad(v, (0, self.rope_width))  # the kernel wants one width for all
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1, scale=self.score_scale)
+        visible = None if view is None else view.visible(q.shape[2], k.shape[2])
+        is_causal = visible is None and q.shape[2] > 1
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=is_causal, scale=self.score_scale)
         return mixed[..., : self.head_width]
 
-    def _absorbed(self, content_BHTW: Tensor, turned_BHTP: Tensor, cached_BSC: Tensor) -> Tensor:
+    def _absorbed(self, content_BHTW: Tensor, turned_BHTP: Tensor, cached_BSC: Tensor, view: View | None) -> Tensor:
         """All heads over the cached vectors, the heads laid out as further positions of one sequence."""
         to_key_HWR, to_value_HWR = self.key_value.weight.unflatten(0, (self.heads, 2, -1)).unbind(1)
         q_BHTC = torch.cat((content_BHTW @ to_key_HWR, turned_BHTP), dim=-1)
         (T, S), H = (q_BHTC.shape[2], cached_BSC.shape[1]), self.heads
         scores = (q_BHTC.flatten(1, 2) @ cached_BSC.transpose(1, 2) * self.score_scale).unflatten(1, (H, T))
-        hidden_TS = torch.ones(T, S, dtype=torch.bool, device=scores.device).triu(S - T + 1)
-        weights = scores.masked_fill(hidden_TS, float("-inf")).softmax(-1)
+        visible = None if view is None else view.visible(T, S)
+        hidden = (
+            torch.ones(T, S, dtype=torch.bool, device=scores.device).triu(S - T + 1) if visible is None else ~visible
+        )
+        weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
         latents_BHTR = (weights.flatten(1, 2) @ cached_BSC[..., : self.kv_rank]).unflatten(1, (H, T))
         return latents_BHTR @ to_value_HWR.transpose(1, 2)
 

@@ -45,8 +45,11 @@ class Rope:
 
     def rotations(self, past: int, length: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin [T, width / 2] for positions past .. past + T - 1."""
-        positions = torch.arange(past, past + length, device=like.device, dtype=torch.float32)
-        angles = positions[:, None] * self.inverse(width, like.device)
+        return self.at(torch.arange(past, past + length, device=like.device, dtype=torch.float32), width, like)
+
+    def at(self, positions: Tensor, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin [..., width / 2] for any positions [...]."""
+        angles = positions.float().unsqueeze(-1) * self.inverse(width, like.device)
         return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
 
 

@@ -19,6 +19,7 @@ from nengram.address.dialects import DIALECTS
 from nengram.config import MemoryConfig, ModelConfig
 from nengram.errors import ConfigError, nearest
 from nengram.memory import GATES, MEMORIES, Engram, MemoryStep
+from nengram.model.attention import View
 from nengram.model.check import check_backbone
 from nengram.model.cost import Cost
 from nengram.model.hyper import residual
@@ -54,17 +55,26 @@ class Block(nn.Module):
         """The experts, or what a dense block has in their place."""
         return self.dense if self.moe is None else self.moe
 
-    def forward(self, streams_BTH: Tensor, step: MemoryStep | None, cache: "BlockCache | None" = None) -> Tensor:
+    def forward(
+        self,
+        streams_BTH: Tensor,
+        step: MemoryStep | None,
+        cache: "BlockCache | None" = None,
+        view: View | None = None,
+    ) -> Tensor:
         """Memory comes first (paper, section 2.3): it reads the block's input, before attention. `step` holds its vectors."""
         if self.memory is not None:
             state = None if cache is None else cache.memory
             hidden_BTGD = streams_BTH.unflatten(2, (-1, self.width))
-            vecs_BTSE = step.vectors(self.layer_id)
+            vecs_BTSE = step.vectors(self.layer_id).to(streams_BTH.device)
+            vecs_BTSE = vecs_BTSE.reshape(
+                *streams_BTH.shape[:2], *vecs_BTSE.shape[2:]
+            )  # a step may hold them token by token
             delta_BTGD = self.memory(vecs_BTSE, hidden_BTGD, blocked_BT=step.blocked_BT, state=state)
             streams_BTH = streams_BTH + delta_BTGD.flatten(2)
         past = None if cache is None else cache.attention
         streams_BTH = self.attention_residual(
-            streams_BTH, lambda x_BTD: self.attention(self.attention_norm(x_BTD), past)
+            streams_BTH, lambda x_BTD: self.attention(self.attention_norm(x_BTD), past, view)
         )
         return self.moe_residual(streams_BTH, lambda x_BTD: self.feed_forward(self.moe_norm(x_BTD)))
 
@@ -130,10 +140,10 @@ class Transformer(nn.Module):
             cids_V = np.arange(model.vocab_size) if cids_V is None or not memory.compress else np.asarray(cids_V)
             self.register_buffer("cids_V", torch.from_numpy(cids_V.astype(np.int64)), persistent=False)
             self.addresser = Addresser(address_spec(memory, int(cids_V.max()) + 1, int(cids_V[memory.pad_id])))
-            memories = {block: _memory_layer(model, memory) for block in memory.blocks}
+            memories = {block: memory_layer(model, memory) for block in memory.blocks}
         self.embed = nn.Embedding(model.vocab_size, model.width)
         self.blocks = nn.ModuleList(
-            Block(model, index, memories.get(index), _layer_id(memory, index) if index in memories else None)
+            Block(model, index, memories.get(index), layer_id_of(memory, index) if index in memories else None)
             for index in range(model.blocks)
         )
         self.norm = nn.RMSNorm(model.width, eps=model.norm_eps)
@@ -192,7 +202,7 @@ class Transformer(nn.Module):
             start_BT=start_BT,
             blocked_BT=blocked_BT,
             state=None if cache is None else cache.addresses,
-            control=_control(control or self.memory_config.control),
+            control=row_control(control or self.memory_config.control),
             frozen=self.memory_config.frozen,
         )
         if self.observer is not None:
@@ -216,11 +226,25 @@ class Transformer(nn.Module):
         if step is None and self.addresser is not None:
             with self.begin(ids_BT, start_BT=start_BT, cache=cache) as step:
                 return self.forward(ids_BT, step=step, cache=cache)
+        return self.hidden(ids_BT, step=step, cache=cache) @ self.embed.weight.T
+
+    def hidden(
+        self,
+        ids_BT: Tensor,
+        *,
+        step: MemoryStep | None = None,
+        cache: DecodeCache | None = None,
+        view: View | None = None,
+    ) -> Tensor:
+        """What the head reads, [B, T, D]: ids_BT through all blocks and the last norm.
+
+        `step` as of `begin`. `view`: positions and padding of the batch, where they are not those of texts side by side.
+        """
         streams = (self.config.streams, self.config.width)
         streams_BTH = self.embed(ids_BT).unsqueeze(2).expand(-1, -1, *streams).flatten(2)
         for index, block in enumerate(self.blocks):
-            streams_BTH = block(streams_BTH, step, None if cache is None else cache.blocks[index])
-        return self.norm(streams_BTH.unflatten(2, streams).mean(2)) @ self.embed.weight.T
+            streams_BTH = block(streams_BTH, step, None if cache is None else cache.blocks[index], view)
+        return self.norm(streams_BTH.unflatten(2, streams).mean(2))
 
     def new_cache(self, batch: int, length: int) -> DecodeCache:
         """An empty cache for B sequences of at most `length` tokens."""
@@ -299,7 +323,7 @@ def address_spec(memory: MemoryConfig, compressed_vocab_size: int, pad_cid: int)
     )
 
 
-def _control(control: Callable | str) -> Callable | None:
+def row_control(control: Callable | str) -> Callable | None:
     """A row control by name, as a function of (rows_BTS, spec, layer_id); None for "hashed". Raises ConfigError."""
     if callable(control):
         return control
@@ -326,13 +350,14 @@ def rope_of(model: ModelConfig) -> Rope:
     )
 
 
-def _layer_id(memory: MemoryConfig, block: int) -> int:
+def layer_id_of(memory: MemoryConfig, block: int) -> int:
     """Whose rows a memory block reads: its own, or the first block's where all share one table. Qwen's ids are places."""
     owner = memory.blocks[0] if memory.shared_table else block
     return memory.blocks.index(owner) if memory.dialect == "qwen_ple" else owner
 
 
-def _memory_layer(model: ModelConfig, memory: MemoryConfig) -> nn.Module:
+def memory_layer(model: ModelConfig, memory: MemoryConfig) -> nn.Module:
+    """A memory layer as `memory` asks for it, for hidden states of `model`'s width, streams and epsilon."""
     memory_width = (memory.max_order - 1) * memory.heads * memory.row_width
     if memory.kind != "engram":
         return MEMORIES[memory.kind](memory_width, model.width, branches=model.streams)
@@ -366,12 +391,17 @@ def _check_dialect(memory: MemoryConfig) -> None:
 
 def _check(model: ModelConfig, memory: MemoryConfig) -> None:
     check_backbone(model)
+    check_memory(model, memory)
+
+
+def check_memory(model: ModelConfig, memory: MemoryConfig) -> None:
+    """Raise ConfigError for memory layers that are not to be had in `model`, of which vocabulary and blocks are read."""
     if memory.kind not in ("none", *MEMORIES):
         raise ConfigError(
             f'memory.kind "{memory.kind}" is unknown{nearest(memory.kind, MEMORIES)}; kinds: {", ".join(MEMORIES)}, none'
         )
     if memory.kind != "none":
-        _control(memory.control)
+        row_control(memory.control)
         if memory.gate not in GATES:
             raise ConfigError(
                 f'memory.gate "{memory.gate}" is unknown{nearest(memory.gate, GATES)}; gates: {", ".join(GATES)}'

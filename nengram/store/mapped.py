@@ -10,19 +10,50 @@ Read only: training a table in its file is a store of its own.
 
 import os
 import time
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from nengram.errors import StoreError
 from nengram.store.base import Store, check_distinct
+from nengram.store.codec import Codec
 from nengram.store.delivery import Delivery, Staged, distinct_rows
 from nengram.store.lending import LentTicket
-from nengram.store.page_reader import PageReader, Reading
+from nengram.store.page_reader import PageReader
 from nengram.store.rules import Rule
 from nengram.store.table_file import open_table
 
 PAGE_BYTES = 4096  # what a device read is counted as
+
+
+class Rows(Protocol):
+    """What a table in files says of itself."""
+
+    path: Path
+    codec: Codec
+    num_rows: int
+
+
+class Reads(Protocol):
+    """A request under way, as `page_reader.Reading` is one."""
+
+    def wait(self) -> None: ...
+
+    def drain(self) -> None: ...
+
+    def missed(self) -> np.ndarray: ...
+
+
+class Pages(Protocol):
+    """What begins requests, as `PageReader` does."""
+
+    tells_cached: bool
+
+    def begin(self, rows_U: np.ndarray, out_UB: np.ndarray) -> Reads: ...
+
+    def close(self) -> None: ...
 
 
 class MappedStore(Store):
@@ -44,14 +75,26 @@ class MappedStore(Store):
     ) -> None:
         reader = open_table(path)
         try:
-            self._pages = PageReader(reader, threads=threads, reads=reads)
+            pages = PageReader(reader, threads=threads, reads=reads)
         except BaseException:
             reader.close()
             raise
-        self.reader, self.codec = reader, reader.codec
+        self._hold(reader, pages, device, poison_released)
+
+    @classmethod
+    def over(
+        cls, reader: Rows, pages: Pages, *, device: str | torch.device = "cpu", poison_released: bool = False
+    ) -> "MappedStore":
+        """A table in files of another make. It owns both arguments: `pages` closes `reader`."""
+        store = cls.__new__(cls)
+        store._hold(reader, pages, device, poison_released)
+        return store
+
+    def _hold(self, reader: Rows, pages: Pages, device: str | torch.device, poison: bool) -> None:
+        self.reader, self.codec, self._pages = reader, reader.codec, pages
         self.num_rows, self.row_width = reader.num_rows, self.codec.row_width
         self.dtype, self.device = self.codec.vector_dtype, torch.device(device)
-        self._delivery = Delivery(self.codec, self.device, poison=poison_released)
+        self._delivery = Delivery(self.codec, self.device, poison=poison)
 
     def __repr__(self) -> str:
         return f"MappedStore({str(self.reader.path)!r}, {self.num_rows:,} rows x {self.row_width}, {self.codec.name})"
@@ -67,7 +110,7 @@ class MappedStore(Store):
             lambda: self._finish(reading, rows_U, staged, place_N, shape), lambda: self._give_back(reading, staged)
         )
 
-    def _begin(self, rows_U: np.ndarray, staged: Staged) -> Reading:
+    def _begin(self, rows_U: np.ndarray, staged: Staged) -> Reads:
         try:
             return self._pages.begin(rows_U, staged.array_UB)
         except BaseException:
@@ -75,7 +118,7 @@ class MappedStore(Store):
             raise
 
     def _finish(
-        self, reading: Reading, rows_U: np.ndarray, staged: Staged, place_N: np.ndarray, shape: torch.Size
+        self, reading: Reads, rows_U: np.ndarray, staged: Staged, place_N: np.ndarray, shape: torch.Size
     ) -> torch.Tensor:
         began = time.perf_counter()
         reading.wait()
@@ -83,7 +126,7 @@ class MappedStore(Store):
             self._count(rows_U, reading.missed(), time.perf_counter() - began)
         return self._delivery.vectors(staged, place_N, shape)
 
-    def _give_back(self, reading: Reading, staged: Staged) -> None:
+    def _give_back(self, reading: Reads, staged: Staged) -> None:
         reading.drain()
         self._delivery.give_back(staged)
 

@@ -12,7 +12,7 @@ from nengram.errors import CheckpointError, ConfigError
 from nengram.memory import load_table
 from nengram.model import Transformer
 from nengram.model.folder import load_model, save_model
-from nengram.model.transformer import _memory_layer, address_spec
+from nengram.model.transformer import address_spec, memory_layer
 from nengram.store import SparseAdam
 
 EOS, PAD = 5, 3
@@ -111,7 +111,7 @@ def test_presets_are_the_released_addresses_and_shapes(preset, expected, project
     assert address_spec(memory, vocab, memory.pad_id) == expected
     width = config.model.width if preset == "deepseek-v41-flash" else 2_048
     with torch.device("meta"):
-        layer = _memory_layer(dataclasses.replace(config.model, width=width, streams=4), memory)
+        layer = memory_layer(dataclasses.replace(config.model, width=width, streams=4), memory)
     shapes = {name: tuple(parameter.shape) for name, parameter in layer.named_parameters()}
     assert shapes | projections == shapes
     assert layer.dilation == expected.max_order or not layer.conv
