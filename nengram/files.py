@@ -32,15 +32,20 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     beside = Path(name)
     try:
         yield beside
-        with open(beside, "rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(beside, 0o666 & ~_umask())
+        sync_file(beside)
         os.replace(beside, path)
     except BaseException:
         with suppress(OSError):
             beside.unlink()
         raise
     sync_folder(path.parent)
+
+
+def sync_file(path: str | os.PathLike) -> None:
+    """Bring a finished file to the disk, readable by whom new files are readable: some writers keep theirs to their owner. Raises OSError."""
+    os.chmod(path, 0o666 & ~_umask())
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from nengram.files import write_atomic
+from nengram.files import sync_file, write_atomic
 
 
 def test_a_pipe_or_device_is_refused_and_stays(tmp_path):
@@ -33,3 +33,10 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path, monk
     with pytest.raises(OSError, match="full"):
         write_atomic(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_finished_file_can_be_read_by_whom_new_files_can(tmp_path):
+    (tmp_path / "new").touch()
+    (tmp_path / "own").touch(mode=0o600)
+    sync_file(tmp_path / "own")
+    assert (tmp_path / "own").stat().st_mode == (tmp_path / "new").stat().st_mode

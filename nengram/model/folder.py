@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nengram.errors import CheckpointError
-from nengram.files import sha256_file, sync_folder, word_code, write_atomic
+from nengram.files import sha256_file, sync_file, sync_folder, word_code, write_atomic
 from nengram.memory import open_store, save_table
 from nengram.memory.table import address_of
 from nengram.model.transformer import Transformer
@@ -155,8 +155,7 @@ def seal_folder(folder: Path, facts: dict) -> None:
     digests = {}
     seals = {path.name: _seal(path) for path in sorted(folder.glob("table-*.safetensors"))}
     for path in sorted(folder.iterdir()):
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+        sync_file(path)
         digests[path.name] = sha256_file(path)
     write_atomic(folder / MANIFEST, json.dumps({"files": digests, "tables": seals} | facts, indent=1))
 
