@@ -42,7 +42,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def sync_file(path: str | os.PathLike) -> None:
-    """Bring a finished file to the disk, readable by whom new files are readable: some writers keep theirs to their owner. Raises OSError."""
+    """Bring a finished file to the disk, readable by whom new files are: some writers keep theirs to their owner. Raises OSError."""
     os.chmod(path, 0o666 & ~_umask())
     with open(path, "rb") as file:
         os.fsync(file.fileno())
