@@ -1,0 +1,215 @@
+"""One optimiser for a grafted model, to be handed to `Trainer`, TRL or a loop of one's own: parameters by AdamW, tables by their rows.
+
+    Trainer(model, args, train_dataset=..., optimizers=nengram.hf.optimizers(model, lr=1e-3, steps=1000))
+
+A table is no parameter. Between two optimiser steps there may be several forward passes (gradient accumulation), each with a
+MemoryStep of its own, and with several processes each has seen other rows. So at a step the gradients of all pending passes are summed,
+then those of all processes, and every process applies the same update to its own table: tables that were equal stay equal, bit for bit.
+The sum over processes is a mean, as DDP's is of the parameters.
+
+The state that is saved holds the tables and their update state too, so a `Trainer` that resumes goes on exactly.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from nengram.errors import ConfigError
+from nengram.hf.grafting import grafted
+from nengram.hf.hooks import Graft
+from nengram.memory.step import MemoryStep, RowGrads
+from nengram.store import Rule, coalesce, make_rule
+from nengram.train.optim import Together, kinds, lr_share
+
+
+class TableOptimizer(torch.optim.Optimizer):
+    """Updates the rows that the passes of a graft have read since the last step; its one group carries the rate.
+
+    Its one parameter is a witness. Each backward pass that reaches a table leaves a gradient of 1 there, so whoever zeroes an
+    optimiser's gradients, or unscales them, does to the witness what has to be done to the tables' gradients, and is heard.
+
+    clip: limit of the gradient's norm of one table; 0: none. The tables are those of the adapter that is active now.
+    """
+
+    def __init__(self, graft: Graft, rule: Rule, lr: float, clip: float = 0.0) -> None:
+        self.witness = nn.Parameter(torch.zeros(()))
+        super().__init__([self.witness], {"lr": lr, "weight_decay": 0.0})
+        self.rule, self.clip = rule, clip
+        self.stores = graft.adapter().stores
+        self.has_stepped = False
+        self._passes: list[MemoryStep] = []
+        graft.learn_by(self)
+
+    def take(self, memory_step: MemoryStep) -> None:
+        """A forward pass has begun."""
+        self._passes.append(memory_step)
+
+    def watch(self, vecs_BTSE: Tensor) -> None:
+        """These vectors go into a block; their gradient will be asked for."""
+        vecs_BTSE.register_hook(self._reached)
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        """One update of every table that was read, then the passes' tickets are released."""
+        scale = 0.0 if self.witness.grad is None else float(self.witness.grad)
+        sums = _summed([_gradients(one) for one in self._passes]) if scale else {}
+        if _world() > 1:
+            sums = {layer_id: _meaned(sums.get(layer_id), store) for layer_id, store in self.stores.items()}
+        for layer_id, (rows_U, grads_UE) in sums.items():
+            norm = scale * float(grads_UE.norm()) if self.clip else 0.0
+            grads_UE = grads_UE * (scale * (self.clip / norm if norm > self.clip else 1.0))
+            if len(rows_U):
+                self.stores[layer_id].update(rows_U, grads_UE, self.rule, self.param_groups[0]["lr"])
+        self._forget(self._passes)
+        self.witness.grad = None
+        self.has_stepped = True
+
+    def _reached(self, _: Tensor) -> None:
+        if self.witness.grad is None or not self.witness.grad:
+            self._forget([one for one in self._passes if _has_gradient(one)])
+            self.witness.grad = torch.ones_like(self.witness)
+
+    def _forget(self, passes: list[MemoryStep]) -> None:
+        self._passes = [one for one in self._passes if one not in passes]
+        for one in passes:
+            one.release()
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's; after the first step the tables are in it. They are the live tensors: save them before the next step."""
+        found = super().state_dict()
+        if self.has_stepped:
+            tables = {
+                f"table-{layer_id}.{key}": tensor
+                for layer_id, store in self.stores.items()
+                for key, tensor in store.tensors().items()
+            }
+            found["state"] = {0: tables}
+        return found
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Inverse of `state_dict`. Raises: StoreError for tables of another size or rule."""
+        tables = state_dict["state"].get(0, {})
+        super().load_state_dict({"state": {}, "param_groups": state_dict["param_groups"]})
+        for layer_id, store in self.stores.items() if tables else ():
+            own = f"table-{layer_id}."
+            store.load_tensors({key.removeprefix(own): value for key, value in tables.items() if key.startswith(own)})
+            self.has_stepped = True
+
+
+def optimizers(
+    model: nn.Module,
+    lr: float = 1e-3,
+    *,
+    base_lr: float | None = None,
+    table_lr: float = 0.5,
+    rule: str | Rule = "rowwise_adagrad",
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.95),
+    table_clip: float = 0.0,
+    steps: int | None = None,
+    warmup_steps: int = 0,
+    final_share: float = 0.1,
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR | None]:
+    """For `Trainer(optimizers=...)`: the optimiser of all that learns, or did before `train_memory`, and its schedule.
+
+    lr: of the memory's parameters. base_lr: of all others (LoRA's, the model's own); a tenth of `lr` if not given.
+    table_lr, rule: of the tables; see `nengram.store.RULES`.
+    steps: length of a linear warm-up and a cosine down to `final_share`; without it there is no schedule, and `Trainer` makes its own.
+    Raises: ConfigError without a graft, or when nothing learns; StoreError, at the first step, for tables that are only read.
+    """
+    owner = grafted(model)
+    groups = param_groups(model, lr, base_lr=base_lr, weight_decay=weight_decay)
+    if not groups and not owner.tables_learn():
+        raise ConfigError(
+            "nothing in this model learns: nengram.hf.train_memory(model) first, or train_jointly, or train_all"
+        )
+    parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lr, betas=betas)] if groups else []
+    if owner.adapter().learns:
+        parts.append(
+            TableOptimizer(owner, make_rule(rule) if isinstance(rule, str) else rule, table_lr, clip=table_clip)
+        )
+    whole = Together(*parts)
+    if steps is None:
+        return whole, None
+    share = lambda step: lr_share(min(step, steps - 1), steps, warmup_steps, final_share)  # noqa: E731
+    return whole, torch.optim.lr_scheduler.LambdaLR(whole, share)
+
+
+def param_groups(
+    model: nn.Module, lr: float, *, base_lr: float | None = None, weight_decay: float = 0.0
+) -> list[dict[str, Any]]:
+    """Groups for any optimiser of torch: the memory's parameters at `lr`, all others that learn at `base_lr`; tables are no parameters.
+
+    Only matrices decay. Parameters that `train_memory` holds back are in, for `train_jointly` may let them go. Raises: ConfigError.
+    """
+    owner = grafted(model)
+    memory = {id(p) for module in owner.layers().values() for p in module.parameters()}
+    later = {id(parameter) for parameter in owner.held}
+    kind_of = kinds(model)
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad or id(parameter) in later:
+            groups.setdefault((id(parameter) in memory, kind_of[name] != "vector"), []).append(parameter)
+    base_lr = lr / 10 if base_lr is None else base_lr
+    return [
+        {"params": params, "lr": lr if own else base_lr, "weight_decay": weight_decay if decays else 0.0}
+        for (own, decays), params in groups.items()
+    ]
+
+
+def _has_gradient(one: MemoryStep) -> bool:
+    return any(one.vectors(layer_id).grad is not None for layer_id in one.rows)
+
+
+def _gradients(one: MemoryStep) -> RowGrads:
+    """A pass's gradients by table; empty if no loss of it was differentiated."""
+    return one.grads() if _has_gradient(one) else {}
+
+
+def _summed(passes: list[RowGrads]) -> RowGrads:
+    """One gradient per row over several passes, by table."""
+    found: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    for grads in passes:
+        for layer_id, pair in grads.items():
+            found.setdefault(layer_id, []).append(pair)
+    return {
+        layer_id: pairs[0] if len(pairs) == 1 else coalesce(*map(torch.cat, zip(*pairs, strict=True)))
+        for layer_id, pairs in found.items()
+    }
+
+
+def _world() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _meaned(own: tuple[Tensor, Tensor] | None, store) -> tuple[Tensor, Tensor]:
+    """The mean over processes of one table's gradients, a row that a process has not read being 0 there.
+
+    Each process's rows are distinct and are added process after process, so that every process gets the same sum, on any device.
+    """
+    if own is None:
+        own = (
+            torch.empty(0, dtype=torch.int64, device=store.device),
+            torch.empty(0, store.row_width, device=store.device),
+        )
+    rows_U, grads_UE = own
+    count = torch.tensor([len(rows_U)], device=grads_UE.device)
+    counts = [torch.zeros_like(count) for _ in range(_world())]
+    dist.all_gather(counts, count)
+    most = int(max(counts))
+    padded_rows = rows_U.new_zeros(most).to(grads_UE.device)
+    padded_grads = grads_UE.new_zeros(most, grads_UE.shape[1])
+    padded_rows[: len(rows_U)], padded_grads[: len(rows_U)] = rows_U.to(grads_UE.device), grads_UE
+    all_rows = [torch.zeros_like(padded_rows) for _ in counts]
+    all_grads = [torch.zeros_like(padded_grads) for _ in counts]
+    dist.all_gather(all_rows, padded_rows)
+    dist.all_gather(all_grads, padded_grads)
+    theirs = [(rows[: int(n)], grads[: int(n)]) for rows, grads, n in zip(all_rows, all_grads, counts, strict=True)]
+    rows_W = torch.unique(torch.cat([rows for rows, _ in theirs]))
+    sums_WE = grads_UE.new_zeros(len(rows_W), grads_UE.shape[1])
+    for rows, grads in theirs:
+        sums_WE.index_add_(0, torch.searchsorted(rows_W, rows), grads)
+    return rows_W, sums_WE / _world()
