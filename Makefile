@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BORDER := $(VENV)/.border
 
-.PHONY: demo test test-slow lint same bench gpu evidence docs clean
+.PHONY: demo test test-slow lint same bench gpu evidence vllm docs clean
 
 demo: $(READY) ## train five arms at equal parameters and FLOPs on bundled text, and judge (a few minutes)
 	$(BIN)/nengram compare demo --out runs/demo --resume
@@ -16,7 +16,7 @@ test: $(BORDER) ## the default suite
 	$(BIN)/python -m pytest
 
 test-slow: $(BORDER) ## what the default suite leaves out
-	$(BIN)/python -m pytest -m "slow and not network"
+	$(BIN)/python -m pytest -m "slow and not network and not vllm"
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -35,6 +35,12 @@ evidence: $(READY) ## every sweep of experiments/, about ten core-hours; what ha
 	test -f data/facts/manifest.json || $(BIN)/nengram data fetch facts
 	set -e; for sweep in $(wildcard experiments/*/sweep.toml); do $(BIN)/nengram sweep $$sweep --out $$(dirname $$sweep); done
 	$(BIN)/python experiments/2026-11-22-history/run.py
+
+vllm: ## our plug-in in vLLM on the CPU, in an environment of its own (3 GB): the exact tokens of our own model
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet uv
+	.venv-vllm/bin/uv pip install --quiet --python .venv-vllm --overrides environments/vllm/overrides.txt -r environments/vllm/requirements.txt -e .
+	.venv-vllm/bin/python -m pytest -m vllm tests/hf/test_vllm.py
 
 docs: $(READY) ## regenerate the tables that stand in README and docs
 	$(BIN)/python scripts/docs.py

@@ -135,17 +135,41 @@ def eval(
     control: Literal["hashed", "permuted", "one_row", "misaligned"] = "hashed",
     json: bool = False,
     tables: Tables = TableOptions(),  # noqa: B008 - frozen
+    tasks: str = "",
+    adapter: tuple[Path, ...] = (),
+    limit: int = 0,
+    shots: int | None = None,
+    batch: int = 8,
+    device: str = "auto",
+    out: Path | None = None,
 ) -> None:
-    """Held-out loss of a finished run, overall and by source.
+    """Held-out loss of a finished run, overall and by source; or the scores of any model on lm-eval's tasks.
 
     Args:
-        run: run folder.
+        run: run folder; with --tasks also a folder of transformers.
         split: which part of the corpus.
         corpus: judge on other text than the run's own.
         control: replace the rows that the memory reads; "permuted" shows what the table's content is worth.
         json: print JSON instead of a table.
         tables: where the tables are read from.
+        tasks: lm-eval's tasks instead, with commas between: nengram_facts, nengram_text (no network), hellaswag, ...
+        adapter: with --tasks: folders of memories and LoRAs to put on the model.
+        limit: with --tasks: questions per task; 0: all.
+        shots: with --tasks: solved examples before each question.
+        batch: with --tasks: questions at once.
+        device: with --tasks: where the model is, e.g. cuda; "auto": an accelerator if there is one.
+        out: with --tasks: folder for results.json; runs/<name>-eval if not given.
     """
+    if tasks:
+        from nengram.hf.harness import run_tasks
+
+        _no_others("--tasks", corpus=corpus, control=control.removeprefix("hashed"), split=split.removeprefix("test"))
+        asked = {"limit": limit or None, "shots": shots, "batch_size": batch, "device": device, "adapters": adapter}
+        out = _folder(out or Path("runs") / f"{run.resolve().name}-eval")
+        names = [name for name in tasks.split(",") if name]
+        run_tasks(run, names, out=out, as_json=json, console=_console(stderr=json), tables=tables, **asked)
+        return
+    _no_others("an evaluation without --tasks", adapter=adapter, limit=limit, shots=shots, out=out)
     from nengram.study.verbs import run_eval
 
     console = _console(stderr=json)
@@ -197,6 +221,111 @@ def generate(
 
     sampling = {"tokens": tokens, "temperature": temperature, "top_k": top_k, "seed": seed}
     run_generate(run, prompt, **sampling, tables=tables, console=_console(stderr=True))
+
+
+def export(run: Positional[Path], into: Positional[Into], /) -> None:
+    """Write a finished run as a folder of transformers: AutoModelForCausalLM, AutoTokenizer and their tools open it.
+
+    Args:
+        run: run folder.
+        into: the folder; one that an earlier export wrote is replaced, whole or not at all.
+    """
+    from nengram.hf.export import export
+
+    folder = export(run, _folder(into))
+    _console().print(f"{folder}: import nengram.hf, then AutoModelForCausalLM.from_pretrained({str(folder)!r})")
+
+
+def serve(
+    run: Positional[Path],
+    /,
+    adapter: tuple[Path, ...] = (),
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    device: str = "auto",
+    continuous_batching: bool = False,
+    tables: Tables = TableOptions(),  # noqa: B008 - frozen
+) -> None:
+    """Answer OpenAI-style requests, whole or streamed: /v1/completions, /v1/chat/completions.
+
+    Args:
+        run: run folder, or folder of transformers.
+        adapter: folders of memories and LoRAs to put on the model.
+        host: address to listen on; others than this machine reach it at 0.0.0.0.
+        port: to listen on; 0: any that is free.
+        device: where the model is, e.g. cuda; "auto": an accelerator if there is one.
+        continuous_batching: refused: it packs requests into one row, and a memory would look back into the wrong one.
+        tables: where the tables are read from.
+    """
+    from nengram.hf.serve import run_serve
+
+    how = {"adapters": adapter, "host": host, "port": port, "device": device}
+    console = _console(stderr=True)
+    run_serve(run, **how, continuous_batching=continuous_batching, tables=tables, console=console)
+
+
+def graft(
+    model: Positional[Path],
+    /,
+    text: str,
+    out: Path,
+    blocks: tuple[int, ...] = (1,),
+    rows: int = 4096,
+    max_order: int = 3,
+    heads: int = 4,
+    row_width: int = 32,
+    compress: bool = True,
+    steps: int = 0,
+    batch: int = 4,
+    context: int = 128,
+    lr: float = 1e-3,
+    base_lr: float = 1e-4,
+    table_lr: float = 0.5,
+    schedule: Literal["memory", "first", "full"] = "memory",
+    control: bool = True,
+    seed: int = 0,
+    eval_tokens: int = 20_000,
+    doc_token: str = "",
+    device: str = "auto",
+    checkpoint_every: int = 50,
+    resume: bool = False,
+) -> None:
+    """Train a memory onto a local model of transformers, and say what its lookup is worth.
+
+    Args:
+        model: local folder of a causal model, with its tokenizer.json.
+        text: .txt or .jsonl file, or a folder; or "bundled".
+        out: folder of the adapter.
+        blocks: zero-based blocks that read a memory.
+        rows: of each head and order.
+        max_order: n-grams of 2 up to so many tokens.
+        heads: hash heads of each order.
+        row_width: numbers in a row.
+        compress: look up spellings of one word as one (by the tokenizer); --no-compress hashes ids as they are.
+        steps: of the optimiser; one pass over the text if 0.
+        batch: sequences per step.
+        context: tokens of a sequence.
+        lr: of the memory's parameters.
+        base_lr: of the model's, where they learn.
+        table_lr: of the tables.
+        schedule: what learns: the memory, the memory first and then both, or both.
+        control: train the one-row control as well.
+        seed: of hash, weights and the order of the text.
+        eval_tokens: held-out tokens that are judged; 0: all.
+        doc_token: the token that separates documents, where it cannot be guessed.
+        device: where the model is, e.g. cuda; "auto": an accelerator if there is one.
+        checkpoint_every: steps between checkpoints.
+        resume: continue from the last checkpoint, exactly.
+    """
+    from nengram.hf.graft_run import GraftPlan
+    from nengram.hf.graft_verb import run_graft
+
+    sizes = {"blocks": blocks, "rows_per_head": (rows,) * (max_order - 1), "heads": heads, "row_width": row_width}
+    rates = {"lr": lr, "base_lr": base_lr, "table_lr": table_lr, "schedule": schedule}
+    lengths = {"steps": steps, "batch": batch, "context": context, "checkpoint_every": checkpoint_every}
+    plan = GraftPlan(sizes | {"compress": compress}, seed=seed, **rates, **lengths)
+    how = {"doc_token": doc_token, "control": control, "eval_tokens": eval_tokens, "resume": resume, "device": device}
+    run_graft(model, text, _folder(out), plan, **how, console=_console())
 
 
 def trace(
@@ -552,6 +681,9 @@ VERBS = {
     "eval": eval,
     "gain": gain,
     "generate": generate,
+    "graft": graft,
+    "serve": serve,
+    "export": export,
     "trace": trace,
     "twin": twin,
     "data": data,
@@ -575,6 +707,7 @@ GROUPS = {
 KEPT = {  # what an end before the end leaves of the verbs that take long
     "compare": "what was finished is kept, --resume continues",
     "train": "what was finished is kept, --resume continues",
+    "graft": "what was finished is kept, --resume continues",
     "sweep": "what was finished is kept, the same command continues",
 }
 OF_THE_USER = (  # errors of the system that a user can mend
@@ -635,6 +768,13 @@ def _folder(path: Path | None) -> Path | None:
         if place.exists() and not place.is_dir():
             raise ConfigError(f"{place}: is a file; results need a folder, choose another --out")
     return path
+
+
+def _no_others(what: str, **given: Any) -> None:
+    """Raises ConfigError for the first option that says something and would not be heard."""
+    for name, value in given.items():
+        if value:
+            raise ConfigError(f"--{name} has no part in {what}: leave it out")
 
 
 def _end(message: str, code: int) -> None:
