@@ -13,8 +13,8 @@ rule, both with the memory arm's experts and no table, and each keeps one of the
     no_table      equal FLOPs, hence fewer parameters (the iso-expert control)
     wide_shared   equal parameters, the shared expert taking what the table would, hence more FLOPs
 
-Backbones are compared the same way: give the arms of the simpler one the totals of the richer as their target, and they spend on a wider
-shared expert and on rows what the simpler parts save.
+Backbones are compared the same way: give the arms of the simpler one the totals of the richer as their target, and they spend on a
+wider shared expert and on rows what the simpler parts save.
 """
 
 import dataclasses
