@@ -29,8 +29,14 @@ NAMES = (
     "disk",
     "serving",
     "table_tools",
+    "graft",
 )
-ONLY_WHEN_NAMED = ("disk", "serving", "table_tools")  # these take minutes, and 5, 8 or 24 GiB of disk
+ONLY_WHEN_NAMED = (
+    "disk",
+    "serving",
+    "table_tools",
+    "graft",
+)  # minutes, 5 to 24 GiB of disk, or an opponent's interpreter
 FOLDER = Path(__file__).parent / "results"
 README = Path(__file__).parent / "README.md"
 

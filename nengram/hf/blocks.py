@@ -1,6 +1,6 @@
 """Where in a stranger's model the memory goes: its blocks, and the module that is given the token ids.
 
-transformers has some two hundred causal models and nothing in common says where their blocks are: `model.layers`, `transformer.h`,
+transformers has hundreds of model types and nothing in common says where their blocks are: `model.layers`, `transformer.h`,
 `backbone.layers`, and under LoRA all of these a few names deeper. What they share is the structure: a `ModuleList` of modules of one
 class, as many as the config says. So blocks are found by that, and where it is not so, the caller gives the list's name.
 """
