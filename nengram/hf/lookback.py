@@ -34,8 +34,6 @@ class MemoryStates(DummyLayer):
     code: word-code of the address spec that the past belongs to. seen: how many positions went by.
     """
 
-    is_compileable = False  # rows are hashed outside of any graph, so `generate` must not make one of a static cache's steps
-
     def __init__(self, code: str) -> None:
         super().__init__()
         self.code, self.seen, self.record_past = code, 0, False

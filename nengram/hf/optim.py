@@ -118,7 +118,7 @@ def optimizers(
     lr: of the memory's parameters. base_lr: of all others (LoRA's, the model's own); a tenth of `lr` if not given.
     table_lr, rule: of the tables; see `nengram.store.RULES`.
     steps: length of a linear warm-up and a cosine down to `final_share`; without it there is no schedule, and `Trainer` makes its own.
-    Raises: ConfigError without a graft, or when nothing learns; StoreError, at the first step, for tables that are only read.
+    Tables that are only read (mapped, or coded) stay as they are. Raises: ConfigError without a graft, or when nothing learns.
     """
     owner = grafted(model)
     groups = param_groups(model, lr, base_lr=base_lr, weight_decay=weight_decay)
@@ -134,7 +134,10 @@ def optimizers(
     whole = Together(*parts)
     if steps is None:
         return whole, None
-    share = lambda step: lr_share(min(step, steps - 1), steps, warmup_steps, final_share)  # noqa: E731
+
+    def share(step: int) -> float:
+        return lr_share(min(step, steps - 1), steps, warmup_steps, final_share)
+
     return whole, torch.optim.lr_scheduler.LambdaLR(whole, share)
 
 

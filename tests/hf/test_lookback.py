@@ -148,14 +148,6 @@ def test_beams_copies_and_drafts_move_the_past_with_the_keys():
     assert cache.layers[-1].seen == 0 and not cache.layers[-1].states
 
 
-def test_a_static_cache_with_a_memory_in_it_is_never_compiled():
-    lookback, stores = lookback_of()
-    cache = CACHES["static"]()
-    assert cache.is_compileable
-    rows_of(lookback, stores, torch.tensor([[1, 2]]), cache=cache)
-    assert not cache.is_compileable
-
-
 def test_what_was_not_recorded_cannot_be_taken_back():
     lookback, stores = lookback_of()
     cache = DynamicCache(config=CONFIG)
