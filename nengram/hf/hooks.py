@@ -90,6 +90,7 @@ class Graft:
         self.held: list[nn.Parameter] = []
         self._cache: Any = None
         self._learner: weakref.ref | None = None
+        self._compiled = _compiles(place.base, False)
         place.entry.add_module(SITE, nn.ModuleDict())
         setattr(place.entry, OWNER, self)
         entry, blocks = place.entry, enumerate(place.blocks)
@@ -175,6 +176,7 @@ class Graft:
 
     def remove(self) -> None:
         """Take every memory out: what is left is the model that there was before."""
+        _compiles(self.place.base, self._compiled)
         for hook in self._hooks:
             hook.remove()
         delattr(self.place.entry, SITE)
@@ -274,6 +276,18 @@ def _keep_slack(states: MemoryStates) -> None:
         past = states.pasts[name]
         if state.shape[1] > past + 2 * SLACK:
             states.states[name] = state[:, state.shape[1] - past - SLACK :]
+
+
+def _compiles(base: nn.Module, allowed: bool) -> bool:
+    """Say whether `generate` may compile a model's steps (which it does by itself, with a static cache on a GPU), and what was said
+    before. Rows are hashed outside of any graph.
+    """
+    generation = getattr(base, "generation_config", None)
+    if generation is None:
+        return True
+    before = not generation.disable_compile
+    generation.disable_compile = not allowed
+    return before
 
 
 def _epsilon(config: Any) -> float:

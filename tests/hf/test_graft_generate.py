@@ -114,6 +114,15 @@ def test_a_static_cache_serves_as_well(llama):
     assert torch.equal(llama.generate(prompt, **QUIET, cache=cache), wanted)
 
 
+def test_steps_are_not_compiled_as_long_as_there_is_a_graft():
+    model = model_of("llama")
+    assert not model.generation_config.disable_compile
+    memory = strong(model)
+    assert model.generation_config.disable_compile
+    memory.remove()
+    assert not model.generation_config.disable_compile
+
+
 def test_a_prompt_prefilled_in_chunks_goes_on_the_same(llama):
     prompt = some_ids(length=13)
     wanted = greedy_by_whole_passes(llama, prompt, NEW)
