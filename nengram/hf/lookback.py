@@ -113,6 +113,8 @@ class Lookback:
 
     def __init__(self, addresser: Addresser, cids_V: Tensor, blocks: int) -> None:
         self.addresser, self.cids_V, self.blocks = addresser, cids_V, blocks
+        self.past = addresser.spec.max_order - 1
+        self._code = addresser.spec.word_code
 
     def begin(
         self,
@@ -144,19 +146,23 @@ class Lookback:
             )
         how = {"control": control, "frozen": frozen}
         if lookback_ids is not None:
-            state = self._state(lookback_ids.flatten(0, 1).flip(1))
-            return MemoryStep.begin(self.cids_V[ids_BT.reshape(-1, 1)], self.addresser, stores, state=state, **how)
+            before_NP = self._cids(lookback_ids.flatten(0, 1).flip(1), lookback_ids.flatten(0, 1).flip(1) == NOTHING)
+            whole = torch.cat((before_NP, self.cids_V[ids_BT.reshape(-1, 1)]), 1)
+            return self._behind(whole, stores, None, **how)
         states = None if cache is None else self.states_of(cache)
-        seen = 0 if states is None else states.seen
-        blocked_BT = blocked_by(attention_mask, ids_BT.shape[1], seen)
+        blocked_BT = blocked_by(attention_mask, ids_BT.shape[1], 0 if states is None else states.seen)
         if start_BT is None:
             _refuse_packed(position_ids, blocked_BT, others)
         elif states is not None:
             raise ConfigError("packed rows (start_BT) and a cache exclude each other: use_cache=False")
-        cids_BT = self.cids_V[ids_BT if blocked_BT is None else ids_BT.masked_fill(blocked_BT, 0)]
-        state = None if states is None else self._advanced(states, ids_BT, blocked_BT)
-        places = {"start_BT": start_BT, "blocked_BT": blocked_BT, "state": state}
-        return MemoryStep.begin(cids_BT, self.addresser, stores, **places, **how)
+        cids_BT = self._cids(ids_BT, blocked_BT)
+        if states is None:
+            cids_BT = cids_BT if blocked_BT is None else cids_BT.clamp_min(0)
+            places = {"start_BT": start_BT, "blocked_BT": blocked_BT}
+            return MemoryStep.begin(cids_BT, self.addresser, stores, **places, **how)
+        whole = states.extend("ids", cids_BT, self.past, NOTHING)
+        states.seen += ids_BT.shape[1]
+        return self._behind(whole, stores, blocked_BT, **how)
 
     def states_of(self, cache: Any) -> MemoryStates:
         """The memory's layer of a cache, put there before its first token. Raises ConfigError as `begin`."""
@@ -167,7 +173,7 @@ class Lookback:
                 f"a {type(cache).__name__} keeps no order of tokens that a memory could look back on (paged caches, "
                 "continuous batching): serve in plain mode, or pass lookback_ids"
             )
-        code, filled = self.addresser.spec.word_code, _length(cache)
+        code, filled = self._code, _length(cache)
         states = next((layer for layer in cache.layers if isinstance(layer, MemoryStates)), None)
         if states is None:
             while len(cache.layers) < self.blocks and cache.layer_class_to_replicate is not None:
@@ -198,20 +204,20 @@ class Lookback:
                 return layer
         raise ConfigError("this cache has no memory states: begin the step with it first")
 
-    def _advanced(self, states: MemoryStates, ids_BT: Tensor, blocked_BT: Tensor | None):
-        """The addresser's state before this chunk; `states` then holds what lies before the next one."""
-        shown_BT = ids_BT if blocked_BT is None else ids_BT.masked_fill(blocked_BT, NOTHING)
-        past = self.addresser.spec.max_order - 1
-        whole = states.extend("ids", shown_BT, past, before=NOTHING)
-        states.seen += ids_BT.shape[1]
-        return self._state(whole[:, :past])
+    def _cids(self, ids_BT: Tensor, blocked_BT: Tensor | None) -> Tensor:
+        """Compressed ids, `NOTHING` where there is no text, whatever id stands there."""
+        if blocked_BT is None:
+            return self.cids_V[ids_BT]
+        return self.cids_V[ids_BT.masked_fill(blocked_BT, 0)].masked_fill(blocked_BT, NOTHING)
 
-    def _state(self, past_BP: Tensor):
-        """The state after `past_BP`, oldest first, `NOTHING` where there is no text."""
-        nothing_BP = past_BP == NOTHING
-        state = self.addresser.new_state(len(past_BP))
-        self.addresser(self.cids_V[past_BP.masked_fill(nothing_BP, 0)], blocked_BT=nothing_BP, state=state)
-        return state
+    def _behind(self, whole: Tensor, stores: Mapping[int, Store], blocked_BT: Tensor | None, **how: Any) -> MemoryStep:
+        """The step of `whole` but its first `past` positions, compressed ids that are only looked back on."""
+        nothing = whole == NOTHING
+        step = MemoryStep.begin(
+            whole.clamp_min(0), self.addresser, stores, blocked_BT=nothing, context=self.past, **how
+        )
+        step.blocked_BT = blocked_BT
+        return step
 
 
 def blocked_by(attention_mask: Any, length: int, seen: int) -> Tensor | None:

@@ -70,6 +70,7 @@ class MemoryStep:
         state: "StreamState | None" = None,
         control: Control | None = None,
         frozen: bool = False,
+        context: int = 0,
     ) -> "MemoryStep":
         """Compute the rows of every layer and request them in block order.
 
@@ -78,6 +79,7 @@ class MemoryStep:
         control: `(rows_BTS, spec, layer_id) -> rows_BTS`, applied to every layer's rows: `address.one_row` as
             it is, the other row controls in a lambda.
         frozen: the tables are not learned. Else gradients will be collected if grad mode is on now.
+        context: so many positions at the front are only looked back on: the step is of those after them.
         Raises: AddressError without ids, StoreError for a layer with no store or a table of another size.
         """
         if cids_BT is None:
@@ -86,6 +88,9 @@ class MemoryStep:
         for layer_id in spec.layer_ids:
             _check_store(stores.get(layer_id), layer_id, spec)
         rows = addresser(cids_BT, start_BT=start_BT, blocked_BT=blocked_BT, state=state)
+        if context:
+            rows = {layer_id: rows_BTS[:, context:] for layer_id, rows_BTS in rows.items()}
+            blocked_BT = None if blocked_BT is None else blocked_BT[:, context:]
         if control is not None:
             rows = {layer_id: control(rows_BTS, spec, layer_id) for layer_id, rows_BTS in rows.items()}
         rows = {layer_id: torch.as_tensor(rows[layer_id]) for layer_id in _by_need(spec)}

@@ -10,7 +10,7 @@ pytest.importorskip("transformers")
 from transformers import DynamicCache, PreTrainedTokenizerFast, StaticCache, pipeline
 
 from nengram.hf.hooks import SLACK
-from nengram.hf.lookback import MemoryStates
+from nengram.hf.lookback import NOTHING, MemoryStates
 from tests.hf.grafts import FAMILIES, greedy_by_whole_passes, logits_of, model_of, some_ids, strong
 from tests.hf.test_graft import words
 
@@ -29,10 +29,13 @@ def llama():
 def lost_look_back(memory) -> None:
     """What a hook without a past would do: every chunk begins a text of its own."""
     lookback = memory.adapter().lookback
-    advanced, lookback.conv_state = lookback._advanced, lambda *_: None
-    lookback._advanced = lambda states, ids_BT, blocked_BT: (
-        advanced(states, ids_BT, blocked_BT) and lookback.addresser.new_state(len(ids_BT))
-    )
+    behind, lookback.conv_state = lookback._behind, lambda *_: None
+
+    def lost(whole, *rest, **how):
+        past, chunk = whole.split([lookback.past, whole.shape[1] - lookback.past], 1)
+        return behind(torch.cat((torch.full_like(past, NOTHING), chunk), 1), *rest, **how)
+
+    lookback._behind = lost
 
 
 @pytest.mark.parametrize("family", FAMILIES)
