@@ -14,6 +14,7 @@ from benchmarks import (
     fused_projection,
     gates,
     gather,
+    graft,
     hashing,
     memory_path,
     moe,
@@ -307,3 +308,15 @@ def test_the_readme_shows_the_committed_results():
     assert [one["name"] for one in found] == list(command.NAMES)
     text = command.README.read_text(encoding="utf-8")
     assert report.put_between_marks(text, report.markdown_table(found)) == text
+
+
+def test_the_graft_is_not_measured_without_its_opponent(monkeypatch):
+    monkeypatch.delenv(graft.OPPONENT, raising=False)
+    with pytest.raises(gates.RedGate, match="name a Python that has engram-peft==1.2.7"):
+        graft.run()
+
+
+def test_what_the_memory_alone_adds_is_the_step_less_the_models_own():
+    spent_R3 = np.tile([1.2, 1.5, 1.0], (4, 1))  # ours, theirs, neither
+    whole, own, ours = graft.compared("step", spent_R3)
+    assert [one["median"] for one in (whole, own, ours)] == pytest.approx([1.25, 2.5, 1.2])
