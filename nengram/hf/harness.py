@@ -67,6 +67,7 @@ class NengramLM(HFLM):
         how = {"tables": tables or TableOptions(table_tier=table_tier), "device": device or "auto", "dtype": dtype}
         one = self._closing.enter_context(opened(pretrained, adapters=names, console=console, **how))
         try:
+            _check_tokenizer(one.tokenizer, pretrained)
             super().__init__(pretrained=one.model, tokenizer=one.tokenizer, batch_size=batch_size, **options)
         except BaseException:
             self.close()
@@ -93,6 +94,14 @@ class NengramLM(HFLM):
     def close(self) -> None:
         """Close the tables. Closing twice is harmless."""
         self._closing.close()
+
+
+def _check_tokenizer(tokenizer: Any, where: str) -> None:
+    if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+        raise ConfigError(
+            f"{where}: its tokenizer has neither a bos nor an eos token, one of which lm-eval puts before every text: "
+            "set one and save the tokenizer again"
+        )
 
 
 class Tasks(TaskManager):

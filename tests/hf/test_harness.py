@@ -3,12 +3,14 @@
 import json
 import math
 import os
+import shutil
 
 os.environ["HF_DATASETS_OFFLINE"] = "1"  # before datasets is imported
 
 import pytest
 import torch
 
+from nengram.errors import ConfigError
 from nengram.hf.facts import CHOICES, bundled_entries, choice_questions, date_questions, facts_of
 from nengram.text import split_of
 from tests.conftest import run_command
@@ -204,6 +206,19 @@ def test_a_group_of_lm_evals_is_told_with_its_tasks(base, tmp_path, monkeypatch)
         "nengram_text_wordnet": LIMIT,
     }
     assert tasks["parity"]["scores"]["acc"] == tasks["even"]["scores"]["acc"] == tasks["odd"]["scores"]["acc"]
+
+
+def test_a_tokenizer_without_a_token_to_begin_with_is_refused(strong, tmp_path):
+    from transformers import AutoTokenizer
+
+    from nengram.hf.harness import NengramLM
+
+    shutil.copytree(strong.folder, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(strong.folder)
+    tokenizer.bos_token = tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(ConfigError, match="neither a bos nor an eos token"):
+        NengramLM(str(tmp_path / "model"))
 
 
 def test_options_that_would_not_be_heard_are_refused(strong, monkeypatch, capsys):
