@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from rich.console import Console
@@ -169,7 +170,10 @@ def evaluate(
         model = NengramLM(str(where), adapters=[str(folder) for folder in adapters], batch_size=batch_size, **how)
         try:
             asked = {"limit": limit, "num_fewshot": shots, "bootstrap_iters": BOOTSTRAPS, "task_manager": manager}
-            found = lm_eval.simple_evaluate(model, tasks=chosen, log_samples=False, **asked)
+            with mock.patch.object(
+                lm_eval.evaluator, "get_git_commit_hash", lambda: None
+            ):  # git would print "fatal" here
+                found = lm_eval.simple_evaluate(model, tasks=chosen, log_samples=False, **asked)
         finally:
             model.close()
     scores = {name: _scores(values) for name, values in found["results"].items()}
