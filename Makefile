@@ -39,8 +39,8 @@ evidence: $(READY) ## every sweep of experiments/, about ten core-hours; what ha
 vllm: ## our plug-in in vLLM on the CPU, in an environment of its own (3 GB): the exact tokens of our own model
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install --quiet uv
-	.venv-vllm/bin/uv pip install --quiet --python .venv-vllm --overrides environments/vllm/overrides.txt -r environments/vllm/requirements.txt -e .
-	.venv-vllm/bin/python -m pytest -m vllm tests/hf/test_vllm.py
+	.venv-vllm/bin/uv pip install --quiet --python .venv-vllm $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --index-strategy unsafe-best-match) --overrides environments/vllm/overrides.txt -r environments/vllm/requirements.txt -e .
+	.venv-vllm/bin/python -m pytest -s -m vllm tests/hf/test_vllm.py
 
 docs: $(READY) ## regenerate the tables that stand in README and docs
 	$(BIN)/python scripts/docs.py

@@ -50,6 +50,9 @@ OUTSIDE = {"benchmarks", "experiments", "examples", "scripts", "tests"}
 FETCHERS = ("text/fetch.py", "text/archive.py")
 DOORS = {  # what only these files import
     "transformers": ("hf",),
+    "vllm": ("hf",),
+    "peft": ("hf",),
+    "lm_eval": ("hf",),
     "matplotlib": ("study",),
     "numba": (
         "address/kernels.py",

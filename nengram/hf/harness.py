@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,8 +30,8 @@ from nengram.files import write_atomic
 from nengram.hf.loading import first_line, opened
 
 try:
-    import lm_eval
     import transformers
+    from lm_eval import evaluator
     from lm_eval.api.registry import register_model
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -170,10 +171,8 @@ def evaluate(
         model = NengramLM(str(where), adapters=[str(folder) for folder in adapters], batch_size=batch_size, **how)
         try:
             asked = {"limit": limit, "num_fewshot": shots, "bootstrap_iters": BOOTSTRAPS, "task_manager": manager}
-            with mock.patch.object(
-                lm_eval.evaluator, "get_git_commit_hash", lambda: None
-            ):  # git would print "fatal" here
-                found = lm_eval.simple_evaluate(model, tasks=chosen, log_samples=False, **asked)
+            with mock.patch.object(evaluator, "get_git_commit_hash", lambda: None):  # git would print "fatal" here
+                found = evaluator.simple_evaluate(model, tasks=chosen, log_samples=False, **asked)
         finally:
             model.close()
     scores = {name: _scores(values) for name, values in found["results"].items()}
@@ -191,7 +190,7 @@ def evaluate(
         "shots": shots,
         "seconds": round(time.monotonic() - began, 1),
         "made_with": {
-            "lm_eval": lm_eval.__version__,
+            "lm_eval": version("lm_eval"),
             "transformers": transformers.__version__,
             "torch": torch.__version__,
             "machine": platform.machine(),

@@ -14,12 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DummyLayer, EncoderDecoderCache
+from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from nengram.address import Addresser
 from nengram.errors import AddressError, ConfigError
 from nengram.memory import MemoryStep
 from nengram.store import Store
+
+try:
+    from transformers.cache_utils import DummyLayer
+except ImportError:  # 5.19, which vLLM pins, has none; a layer without keys was one of linear attention
+    from transformers.cache_utils import LinearAttentionLayer as DummyLayer
 
 NOTHING = -1  # in place of an id that must not be seen: before the beginning, or padding
 FLAT = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx", "block_table")  # what callers pass beside rows of several texts

@@ -63,7 +63,9 @@ def dilated_taps(heard: torch.Tensor, weight: torch.Tensor, dilation: int) -> to
     heard: `[B, P + T, G, D]`, the P = (kernel - 1) x dilation inputs before the first output, then its T own.
     weight: `[kernel, G, D]`; the LAST tap multiplies the current position, as in `nn.Conv1d`.
     """
-    if not torch.is_grad_enabled():  # a decoding step is all overhead, and that of a Function is a third of the convolution's
+    if (
+        not torch.is_grad_enabled()
+    ):  # a decoding step is all overhead, and that of a Function is a third of the convolution's
         return DilatedTaps.forward(heard, weight, dilation)
     return DilatedTaps.apply(heard, weight, dilation)
 
