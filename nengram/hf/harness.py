@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,6 +29,7 @@ from nengram.files import write_atomic
 from nengram.hf.loading import first_line, opened
 
 try:
+    import lm_eval
     import transformers
     from lm_eval import evaluator
     from lm_eval.api.registry import register_model
@@ -190,7 +190,7 @@ def evaluate(
         "shots": shots,
         "seconds": round(time.monotonic() - began, 1),
         "made_with": {
-            "lm_eval": version("lm_eval"),
+            "lm_eval": lm_eval.__version__,
             "transformers": transformers.__version__,
             "torch": torch.__version__,
             "machine": platform.machine(),
