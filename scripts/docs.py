@@ -360,7 +360,7 @@ def sizes() -> str:
 
 
 def options() -> str:
-    """Every verb with its options, from the functions of nengram/cli.py."""
+    """Every verb with its options, from the functions of nengram/cli/."""
     return "\n\n".join(verb_section(name, function) for name, function in cli.VERBS.items())
 
 
