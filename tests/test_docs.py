@@ -23,7 +23,7 @@ PRESETS = sorted(path for path in (ROOT / "configs").rglob("*.toml") if path.ste
 SWEEPS = sorted((ROOT / "experiments").glob("*/sweep*.toml"))
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.S | re.M)
 GENERATED = re.compile(r"<!-- begin:[\w-]+ -->.*?<!-- end:[\w-]+ -->", re.S)
-NOT_COMMITTED = ("data/facts", "nengram/hf")
+NOT_COMMITTED = ("data/facts", "data/factbook", "data/smollm2")  # what is fetched
 
 
 def name_of(path: Path) -> str:
