@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 
 from nengram.errors import AddressError, ConfigError
-from nengram.hf.lookback import blocked_by
+from nengram.hf.lookback import blocked_by, check_cache
 from nengram.model.attention import View
 
 NO_POSITION = 2**62
@@ -28,11 +27,8 @@ def check_inputs(ids_BT: Tensor | None, inputs_embeds: Tensor | None, cache: Any
     for name in ("output_attentions", "output_hidden_states"):
         if others.get(name):
             raise ConfigError(f"{name} is not offered by nengram models")
-    if cache is not None and not isinstance(cache, Cache):
-        raise ConfigError(
-            f"a {type(cache).__name__} keeps no order of tokens that a memory could look back on (paged caches, "
-            "continuous batching): serve in plain mode"
-        )
+    if cache is not None:
+        check_cache(cache)
 
 
 def check_history(position_ids: Tensor | None, attention_mask: Any, length: int) -> None:

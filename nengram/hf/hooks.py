@@ -22,7 +22,7 @@ from nengram.address import AddressSpec
 from nengram.config import MemoryConfig, ModelConfig
 from nengram.errors import ConfigError, nearest
 from nengram.hf.blocks import CACHES, Anatomy, width_of
-from nengram.hf.lookback import Lookback, MemoryStates
+from nengram.hf.lookback import Lookback
 from nengram.memory import MemoryStep
 from nengram.model.transformer import layer_id_of, memory_layer, row_control
 from nengram.store import HostStore, ResidentStore, Store
@@ -237,7 +237,8 @@ class Graft:
         if self.step is not None and not torch.is_grad_enabled():
             self.step.release()
         if self._cache is not None and self.step is not None:
-            _keep_slack(self.adapter().lookback.states_of_begun(self._cache))
+            # `generate` asks a cache to record before its first forward, when the memory's layer is not in it yet: so all record
+            self.adapter().lookback.states_of_begun(self._cache).forget_beyond(SLACK)
         self._cache = None
 
     def before_block(self, block: int, hidden_BTD: Tensor) -> Tensor:
@@ -266,16 +267,6 @@ class _BeforeBlock:
         if args:
             return (self.owner.before_block(self.block, args[0]), *args[1:]), kwargs
         return args, kwargs | {"hidden_states": self.owner.before_block(self.block, kwargs["hidden_states"])}
-
-
-def _keep_slack(states: MemoryStates) -> None:
-    """`generate` asks a cache to record before its first forward, when the memory's layer is not in it yet. So every cache records,
-    and forgets here what lies further back than a draft is long.
-    """
-    for name, state in states.states.items():
-        past = states.pasts[name]
-        if state.shape[1] > past + 2 * SLACK:
-            states.states[name] = state[:, state.shape[1] - past - SLACK :]
 
 
 def _compiles(base: nn.Module, allowed: bool) -> bool:

@@ -63,6 +63,13 @@ class MemoryStates(DummyLayer):
         """Keep everything from here on, until the next `crop`."""
         self.record_past = True
 
+    def forget_beyond(self, slack: int) -> None:
+        """Keep `slack` recorded positions or up to twice as many, of which a `crop` may take `slack` back."""
+        for name, state in self.states.items():
+            past = self.pasts[name]
+            if state.shape[1] > past + 2 * slack:
+                self.states[name] = _last(state, past + slack)
+
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last |tokens_to_remove| positions. Raises ConfigError when they were not recorded."""
         removed = abs(int(tokens_to_remove))
@@ -173,11 +180,7 @@ class Lookback:
         """The memory's layer of a cache, put there before its first token. Raises ConfigError as `begin`."""
         if isinstance(cache, EncoderDecoderCache):
             cache = cache.self_attention_cache
-        if not isinstance(cache, Cache):
-            raise ConfigError(
-                f"a {type(cache).__name__} keeps no order of tokens that a memory could look back on (paged caches, "
-                "continuous batching): serve in plain mode, or pass lookback_ids"
-            )
+        check_cache(cache)
         code, filled = self._code, _length(cache)
         states = next((layer for layer in cache.layers if isinstance(layer, MemoryStates)), None)
         if states is None:
@@ -223,6 +226,15 @@ class Lookback:
         )
         step.blocked_BT = blocked_BT
         return step
+
+
+def check_cache(cache: Any) -> None:
+    """Raises ConfigError for what is not transformers' own cache of sequences."""
+    if not isinstance(cache, Cache):
+        raise ConfigError(
+            f"a {type(cache).__name__} keeps no order of tokens that a memory could look back on (paged caches, "
+            "continuous batching): serve in plain mode, or pass lookback_ids"
+        )
 
 
 def blocked_by(attention_mask: Any, length: int, seen: int) -> Tensor | None:
