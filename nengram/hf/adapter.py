@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nengram.address import AddressSpec
@@ -29,7 +28,7 @@ from nengram.hf.blocks import Anatomy, anatomy, width_of
 from nengram.hf.grafting import adapter_of, graft_of, grafted
 from nengram.hf.hooks import Adapter, Graft
 from nengram.memory import open_store, save_table
-from nengram.model.folder import open_folder, read_tensors, seal_folder, swap_folder, table_path
+from nengram.model.folder import open_folder, read_tensors, seal_folder, swap_folder, table_path, write_tensors
 from nengram.model.transformer import layer_id_of
 from nengram.text import CompressionMap
 
@@ -57,9 +56,9 @@ def save_adapter(
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
-        save_file(_plain_tensors(owner, name), beside / "memory.safetensors")
+        write_tensors(_plain_tensors(owner, name), beside / "memory.safetensors")
         if optimizer is not None:
-            save_file({key: tensor.contiguous() for key, tensor in optimizer.items()}, beside / "optimizer.safetensors")
+            write_tensors(optimizer, beside / "optimizer.safetensors")
         for layer_id, store in adapter.stores.items():
             save_table(table_path(beside, layer_id), store, adapter.spec, layer_id, optimizer=optimizer is not None)
         adapter.compression.save(beside / "compression.safetensors")

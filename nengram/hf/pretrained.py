@@ -27,7 +27,7 @@ from nengram.errors import CheckpointError, ConfigError, StoreError, nearest
 from nengram.files import sync_file, sync_folder, word_code, write_atomic
 from nengram.memory import open_store, save_table
 from nengram.model import Transformer
-from nengram.model.folder import swap_folder, table_path
+from nengram.model.folder import swap_folder, table_path, unwritten
 from nengram.store import CheckedStore, HotSet, open_table
 from nengram.store.table_place import remove
 from nengram.text import CompressionMap
@@ -74,6 +74,8 @@ class TablesBeside:
             self._copy_tokenizer(beside, folder)
             _sync(beside)
             _put(beside, folder)
+        except SafetensorError as error:
+            raise unwritten(folder, error) from None
         finally:
             shutil.rmtree(beside, ignore_errors=True)
 

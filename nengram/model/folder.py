@@ -54,7 +54,7 @@ def save_model(
     beside.mkdir(parents=True)
     tensors = {f"{MODEL}{name}": tensor for name, tensor in model.state_dict().items()} | (optimizer or {})
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside / "model.safetensors")
+        write_tensors(tensors, beside / "model.safetensors")
         for layer_id, store in model.stores.items():
             save_table(table_path(beside, layer_id), store, model.spec, layer_id, optimizer=optimizer is not None)
         add(beside)
@@ -169,6 +169,22 @@ def swap_folder(beside: Path, folder: Path) -> None:
     os.rename(beside, folder)
     sync_folder(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """A new safetensors file. Raises CheckpointError or OSError when it cannot be written."""
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        raise unwritten(path, error) from None
+
+
+def unwritten(path: Path, error: Exception) -> CheckpointError:
+    """What to raise when a file of an unfinished folder cannot be written."""
+    reason = " ".join(str(error).split())
+    return CheckpointError(
+        f"{path}: cannot be written: {reason}; nothing there was changed, make room and run it again"
+    )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

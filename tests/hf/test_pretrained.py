@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -187,3 +188,14 @@ def test_a_run_becomes_a_folder_that_speaks_as_the_run_does(config, data, tmp_pa
     assert made[: len(said)] == said and len(said) > 3
     with pytest.raises(ConfigError, match="run: holds a run, which an export would mix with"):
         export(tmp_path / "run", tmp_path / "run")
+
+
+def test_a_full_disk_is_told_in_one_line_and_the_old_folder_stays(strong, copy, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
+    with pytest.raises(CheckpointError, match="copy: cannot be written: I/O error: No space left.*make room"):
+        load(copy).save_pretrained(copy)
+    assert torch.equal(logits(load(copy), strong), strong.logits(strong.ids(PROMPTS[0])))
+    assert [path.name for path in copy.parent.iterdir()] == ["copy"]

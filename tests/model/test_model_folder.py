@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from nengram.config import MemoryConfig, ModelConfig
 from nengram.errors import CheckpointError
@@ -92,6 +93,17 @@ def test_a_failed_save_leaves_the_old_folder_and_nothing_beside_it(folder):
 
     with pytest.raises(OSError, match="No space"):
         save_model(folder, built(1), {"step": 8}, add=no_space)
+    assert open_folder(folder)["step"] == 7
+    assert [path.name for path in folder.parent.iterdir()] == ["final"]
+
+
+def test_tensors_that_cannot_be_written_are_one_line(folder, monkeypatch):
+    def full(*_):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("nengram.model.folder.save_file", full)
+    with pytest.raises(CheckpointError, match="model.safetensors: cannot be written: .*make room and run it again"):
+        save_model(folder, built(1), {"step": 8})
     assert open_folder(folder)["step"] == 7
     assert [path.name for path in folder.parent.iterdir()] == ["final"]
 
