@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from nengram.hf.harness import evaluate
     from nengram.hf.loading import opened
     from nengram.hf.modeling import NengramForCausalLM, NengramModel
-    from nengram.hf.optim import optimizers, param_groups
+    from nengram.hf.optim import BestTables, optimizers, param_groups
     from nengram.hf.released import load_with_table, with_table
     from nengram.hf.schedule import MemoryFirst, train_all, train_jointly, train_memory
     from nengram.hf.serve import served
     from nengram.hf.training import own_optimizers
 
 _HOME = {
+    "BestTables": ("optim", "BestTables"),
     "MemoryFirst": ("schedule", "MemoryFirst"),
     "NengramConfig": ("configuration", "NengramConfig"),
     "NengramForCausalLM": ("modeling", "NengramForCausalLM"),
@@ -48,6 +49,7 @@ _HOME = {
 }
 
 __all__ = [
+    "BestTables",
     "MemoryFirst",
     "NengramConfig",
     "NengramForCausalLM",

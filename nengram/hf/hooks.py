@@ -23,6 +23,7 @@ from nengram.config import MemoryConfig, ModelConfig
 from nengram.errors import ConfigError, nearest
 from nengram.hf.blocks import CACHES, Anatomy, width_of
 from nengram.hf.lookback import Lookback
+from nengram.hf.notices import tables_stand_still, weights_came
 from nengram.memory import MemoryStep
 from nengram.model.transformer import layer_id_of, memory_layer, row_control
 from nengram.store import HostStore, ResidentStore, Store
@@ -52,7 +53,7 @@ class Adapter:
     @property
     def learns(self) -> bool:
         """Whether its tables can be trained where they are, as they are coded."""
-        return not self.memory.frozen and all(_is_written(store) for store in self.stores.values())
+        return not self.memory.frozen and can_learn(self.stores)
 
     def __deepcopy__(self, memo: dict) -> "Adapter":
         """A memory that learns apart: tables that are only read are shared, the others copied."""
@@ -64,6 +65,8 @@ class Learner(Protocol):
     """Who is told of passes that learn: the tables' optimiser."""
 
     stores: dict[int, Store]
+    has_stepped: bool
+    follows_weights: bool
 
     def take(self, memory_step: MemoryStep) -> None:
         """A forward pass has begun."""
@@ -92,6 +95,7 @@ class Graft:
         self._learner: weakref.ref | None = None
         self._compiled = _compiles(place.base, False)
         place.entry.add_module(SITE, nn.ModuleDict())
+        place.entry.get_submodule(SITE).register_load_state_dict_pre_hook(self._before_load)
         setattr(place.entry, OWNER, self)
         entry, blocks = place.entry, enumerate(place.blocks)
         self._hooks = [
@@ -192,7 +196,7 @@ class Graft:
         self._learner = weakref.ref(learner)
 
     def _begin(self, entry: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        self.step = None
+        before, self.step = self.step, None
         if self.active is None:
             return None
         adapter = self.adapter()
@@ -212,8 +216,11 @@ class Graft:
             adapter.lookback.states_of(cache).activate_past_recording()
         self.step = adapter.lookback.begin(adapter.stores, ids_BT, cache=cache, **how, **given)
         self._cache = cache
-        if learns and (learner := self._learner_of(adapter)):
+        learner = self._learner_of(adapter) if learns else None
+        if learner is not None:
             learner.take(self.step)
+        elif learns and before is not None and before.has_grads() and not before.asked:
+            tables_stand_still("nengram.hf.optimizers(model)")
         if not made and start_BT is None:
             return None
         return (), given | {"input_ids": ids_BT} | ({self.place.cache_name: cache} if cache is not None else {})
@@ -222,6 +229,9 @@ class Graft:
         """Who trains these very tables: not those of another adapter, nor of the model that this one is a deep copy of."""
         learner = self._learner and self._learner()
         return learner if learner is not None and learner.stores is adapter.stores else None
+
+    def _before_load(self, *_: Any) -> None:
+        weights_came(None if self.active is None else self._learner_of(self.adapter()))
 
     def _makes_cache(self, entry: nn.Module, given: Mapping[str, Any]) -> bool:
         """Whether the model will make a cache itself, which then has to be one that the memory knows."""
@@ -286,12 +296,13 @@ def _epsilon(config: Any) -> float:
     return next((getattr(config, n) for n in ("rms_norm_eps", "layer_norm_epsilon") if getattr(config, n, None)), 1e-6)
 
 
-def _is_written(store: Store) -> bool:
-    return isinstance(store, ResidentStore | HostStore) and store.codec.plain
+def can_learn(stores: Mapping[int, Store]) -> bool:
+    """Whether all these tables can be trained where they are, as they are coded."""
+    return all(isinstance(store, ResidentStore | HostStore) and store.codec.plain for store in stores.values())
 
 
 def _copied(store: Store) -> Store:
-    if not _is_written(store):
+    if not can_learn({0: store}):
         return store
     sizes = store.num_rows, store.row_width
     twin = type(store)(*sizes, device=store.device, dtype=store.dtype, init_std=0.0)

@@ -7,7 +7,6 @@ values); the past of the memory goes there through `nengram.hf.lookback`; paddin
 Parameter: `to(dtype)`, `device_map` and `state_dict()` never see it. It lies in `stack.stores`, on the tier that it was opened on.
 """
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +22,9 @@ from nengram.errors import ConfigError
 from nengram.hf.batch import check_history, check_inputs, view_of
 from nengram.hf.configuration import NengramConfig
 from nengram.hf.documents import Documents
+from nengram.hf.hooks import can_learn
 from nengram.hf.lookback import Lookback
+from nengram.hf.notices import tables_stand_still, weights_came
 from nengram.hf.pretrained import TablesBeside
 from nengram.memory import MemoryStep
 from nengram.model import Transformer
@@ -73,19 +74,14 @@ class NengramPreTrainedModel(TablesBeside, PreTrainedModel):
     _no_split_modules = ["Block"]
     _skip_keys_device_placement = ["cache", "past_key_values"]
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
 
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Nothing, module by module: a fresh model is drawn as a whole, as ours are, and one that is loaded lacks nothing."""
 
     def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
         """As torch's. Warns where tables have learned since: the weights may be older than they are."""
-        learner = getattr(self.base_model, "learner", None)
-        if learner is not None and learner.has_stepped:
-            warnings.warn(
-                "weights were loaded beside tables that have learned since: load the optimiser's state as well (a resume does), "
-                "or the whole checkpoint by from_pretrained (as after load_best_model_at_end)",
-                stacklevel=2,
-            )
+        weights_came(getattr(self.base_model, "learner", None))
         return super().load_state_dict(*arguments, **options)
 
     def resize_token_embeddings(self, *arguments: Any, **options: Any):
@@ -113,6 +109,7 @@ class NengramModel(NengramPreTrainedModel):
             _check_fresh(config)
             self.stack.init_weights(seed=0)
         self.learner: Any = None
+        self.gradient_checkpointing = False
         self.table_files: dict[int, Path] = {}
         self.post_init()
 
@@ -173,7 +170,8 @@ class NengramModel(NengramPreTrainedModel):
         view = view_of(input_ids, attention_mask, position_ids, seen)
         places = {"attention_mask": attention_mask, "position_ids": position_ids, "start_BT": start_BT}
         step = self._begin(input_ids, cache, control, lookback_ids=lookback_ids, **places, **others)
-        hidden_BTD = self.stack.hidden(input_ids, step=step, cache=self._past(cache, seen), view=view)
+        around = self._gradient_checkpointing_func if self.gradient_checkpointing and self.training else None
+        hidden_BTD = self.stack.hidden(input_ids, step=step, cache=self._past(cache, seen), view=view, around=around)
         if step is not None and not torch.is_grad_enabled():
             step.release()  # else it goes with the graph that holds its vectors, or with the update
         output = BaseModelOutputWithPast(last_hidden_state=hidden_BTD, **{CACHE: cache})
@@ -184,13 +182,15 @@ class NengramModel(NengramPreTrainedModel):
     ) -> MemoryStep | None:
         if self.stack.addresser is None:
             return None
-        memory = self.stack.memory_config
+        memory, training = self.stack.memory_config, self.training and torch.is_grad_enabled()
+        if training and self.learner is None and not memory.frozen and can_learn(self.stack.stores):
+            tables_stand_still("nengram.hf.own_optimizers(model)")
         step = self.lookback.begin(
             self.stack.stores,
             ids_BT,
             cache=cache,
             control=row_control(control or memory.control),
-            frozen=memory.frozen or self.learner is None or not (self.training and torch.is_grad_enabled()),
+            frozen=memory.frozen or self.learner is None or not training,
             **how,
         )
         if not step.frozen:

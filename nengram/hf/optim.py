@@ -11,16 +11,20 @@ The state that is saved holds the tables and their update state too, so a `Train
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from transformers import TrainerCallback
 
 from nengram.errors import ConfigError
+from nengram.files import atomic_path
 from nengram.hf.grafting import grafted
 from nengram.hf.hooks import Graft
 from nengram.memory.step import MemoryStep, RowGrads
+from nengram.model.folder import read_tensors, write_tensors
 from nengram.store import Rule, coalesce, make_rule
 from nengram.train.optim import Together, kinds, lr_share
 
@@ -32,6 +36,7 @@ class TableOptimizer(torch.optim.Optimizer):
     optimiser's gradients, or unscales them, does to the witness what has to be done to the tables' gradients, and is heard.
 
     clip: limit of the gradient's norm of one table; 0: none. The tables are those of the adapter that is active now.
+    follows_weights: whoever loads older weights will load this state, too (`BestTables`).
     """
 
     def __init__(self, graft: Graft, rule: Rule, lr: float, clip: float = 0.0) -> None:
@@ -39,7 +44,7 @@ class TableOptimizer(torch.optim.Optimizer):
         super().__init__([self.witness], {"lr": lr, "weight_decay": 0.0})
         self.rule, self.clip = rule, clip
         self.stores = graft.adapter().stores
-        self.has_stepped = False
+        self.has_stepped = self.follows_weights = False
         self._passes: list[MemoryStep] = []
         graft.learn_by(self)
 
@@ -55,7 +60,7 @@ class TableOptimizer(torch.optim.Optimizer):
     def step(self, closure=None) -> None:
         """One update of every table that was read, then the passes' tickets are released."""
         scale = 0.0 if self.witness.grad is None else float(self.witness.grad)
-        sums = _summed([_gradients(one) for one in self._passes]) if scale else {}
+        sums = _summed([one.grads() for one in self._passes if one.has_grads()]) if scale else {}
         if _world() > 1:
             sums = {layer_id: _meaned(sums.get(layer_id), store) for layer_id, store in self.stores.items()}
         for layer_id, (rows_U, grads_UE) in sums.items():
@@ -69,7 +74,7 @@ class TableOptimizer(torch.optim.Optimizer):
 
     def _reached(self, _: Tensor) -> None:
         if self.witness.grad is None or not self.witness.grad:
-            self._forget([one for one in self._passes if _has_gradient(one)])
+            self._forget([one for one in self._passes if one.has_grads()])
             self.witness.grad = torch.ones_like(self.witness)
 
     def _forget(self, passes: list[MemoryStep]) -> None:
@@ -79,24 +84,74 @@ class TableOptimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's; after the first step the tables are in it. They are the live tensors: save them before the next step."""
-        found = super().state_dict()
-        if self.has_stepped:
-            tables = {
-                f"table-{layer_id}.{key}": tensor
-                for layer_id, store in self.stores.items()
-                for key, tensor in store.tensors().items()
-            }
-            found["state"] = {0: tables}
-        return found
+        return super().state_dict() | ({"state": {0: self.tables()}} if self.has_stepped else {})
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Inverse of `state_dict`. Raises: StoreError for tables of another size or rule."""
-        tables = state_dict["state"].get(0, {})
         super().load_state_dict({"state": {}, "param_groups": state_dict["param_groups"]})
-        for layer_id, store in self.stores.items() if tables else ():
+        if tables := state_dict["state"].get(0):
+            self.load_tables(tables)
+
+    def tables(self) -> dict[str, Tensor]:
+        """Rows and update state by table and name: the live tensors."""
+        found = {layer_id: store.tensors() for layer_id, store in self.stores.items()}
+        return {f"table-{layer_id}.{key}": tensor for layer_id, own in found.items() for key, tensor in own.items()}
+
+    def load_tables(self, tables: Mapping[str, Tensor]) -> None:
+        """Inverse of `tables`. Raises: StoreError for tables of another size or rule."""
+        for layer_id, store in self.stores.items():
             own = f"table-{layer_id}."
             store.load_tensors({key.removeprefix(own): value for key, value in tables.items() if key.startswith(own)})
-            self.has_stepped = True
+        self.has_stepped = True
+
+
+class BestTables(TrainerCallback):
+    """For `Trainer(load_best_model_at_end=True)`, which brings back the weights of the best checkpoint alone: its tables, too.
+
+    A checkpoint that is the best so far gets `tables.safetensors`: rows and update state (the optimiser's own file is a pickle).
+    Raises: ConfigError at the start, where the optimiser moves no tables; CheckpointError at the end, for a missing or damaged file.
+    """
+
+    file = "tables.safetensors"
+
+    def on_train_begin(self, args, state, control, optimizer=None, **others) -> None:
+        """Say that the tables will follow the weights."""
+        for one in self._tables(optimizer):
+            one.follows_weights = args.load_best_model_at_end
+
+    def on_save(self, args, state, control, optimizer=None, **others) -> None:
+        """Keep the tables of a checkpoint that is the best so far."""
+        if args.load_best_model_at_end and state.best_global_step == state.global_step and state.is_world_process_zero:
+            tables = {
+                f"{place}.{name}": tensor
+                for place, one in enumerate(self._tables(optimizer))
+                for name, tensor in one.tables().items()
+            }
+            with atomic_path(Path(state.best_model_checkpoint, self.file)) as path:
+                write_tensors(tables, path)
+
+    def on_train_end(self, args, state, control, optimizer=None, **others) -> None:
+        """Bring back those of the best."""
+        if not args.load_best_model_at_end or state.best_model_checkpoint is None:
+            return
+        tables = read_tensors(Path(state.best_model_checkpoint, self.file))
+        for place, one in enumerate(self._tables(optimizer)):
+            one.load_tables(
+                {
+                    name.removeprefix(f"{place}."): tensor
+                    for name, tensor in tables.items()
+                    if name.startswith(f"{place}.")
+                }
+            )
+
+    def _tables(self, optimizer: Any) -> list[TableOptimizer]:
+        inner = getattr(optimizer, "optimizer", optimizer)  # as accelerate has it
+        found = [part for part in getattr(inner, "optimizers", [inner]) if isinstance(part, TableOptimizer)]
+        if not found:
+            raise ConfigError(
+                "BestTables: this Trainer's optimiser moves no tables: give it optimizers=nengram.hf.optimizers(model)"
+            )
+        return found
 
 
 def optimizers(
@@ -161,15 +216,6 @@ def param_groups(
         {"params": params, "lr": lr if own else base_lr, "weight_decay": weight_decay if decays else 0.0}
         for (own, decays), params in groups.items()
     ]
-
-
-def _has_gradient(one: MemoryStep) -> bool:
-    return any(one.vectors(layer_id).grad is not None for layer_id in one.rows)
-
-
-def _gradients(one: MemoryStep) -> RowGrads:
-    """A pass's gradients by table; empty if no loss of it was differentiated."""
-    return one.grads() if _has_gradient(one) else {}
 
 
 def _summed(passes: list[RowGrads]) -> RowGrads:

@@ -35,6 +35,7 @@ class MemoryStep:
 
     rows: `{layer_id: rows_BTS}` as read, after any control. blocked_BT: as given, for the layers' gates.
     frozen: no gradient reaches the vectors, and there will be no update. keep_BTS: false where a slot is not read, by `mask`.
+    asked: whether anybody has asked for its `grads`.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class MemoryStep:
     ) -> None:
         self.rows, self.blocked_BT, self.frozen = rows, blocked_BT, frozen
         self.keep_BTS: torch.Tensor | None = None
+        self.asked = False
         self._stores = stores
         self._with_grad = torch.is_grad_enabled() and not frozen
         self._tickets: dict[int, Ticket] = {}
@@ -131,10 +133,15 @@ class MemoryStep:
         used. A layer that had no part in the loss is absent. Scale these in place to clip.
         Raises: StoreError when no layer has a gradient.
         """
-        found = {layer_id: leaf.grad for layer_id, leaf in self._leaves.items() if leaf.grad is not None}
-        if not found:
+        if not self.has_grads():
             raise StoreError("no gradient has reached a table: begin the step in grad mode, then loss.backward()")
+        self.asked = True
+        found = {layer_id: leaf.grad for layer_id, leaf in self._leaves.items() if leaf.grad is not None}
         return {layer_id: self._coalesced(layer_id, grad_BTSE) for layer_id, grad_BTSE in found.items()}
+
+    def has_grads(self) -> bool:
+        """Whether a backward pass has reached a table, and the step was not released since."""
+        return any(leaf.grad is not None for leaf in self._leaves.values())
 
     def update(self, rule: "Rule", lr: float, *, grads: RowGrads | None = None) -> None:
         """Let every store apply `rule` to its rows, then release. grads: those of `grads()`, once scaled."""

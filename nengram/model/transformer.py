@@ -235,15 +235,18 @@ class Transformer(nn.Module):
         step: MemoryStep | None = None,
         cache: DecodeCache | None = None,
         view: View | None = None,
+        around: Callable | None = None,
     ) -> Tensor:
         """What the head reads, [B, T, D]: ids_BT through all blocks and the last norm.
 
         `step` as of `begin`. `view`: positions and padding of the batch, where they are not those of texts side by side.
+        `around`: called as (block, *its arguments) in each block's place, as `torch.utils.checkpoint.checkpoint` is.
         """
         streams = (self.config.streams, self.config.width)
         streams_BTH = self.embed(ids_BT).unsqueeze(2).expand(-1, -1, *streams).flatten(2)
         for index, block in enumerate(self.blocks):
-            streams_BTH = block(streams_BTH, step, None if cache is None else cache.blocks[index], view)
+            given = (streams_BTH, step, None if cache is None else cache.blocks[index], view)
+            streams_BTH = block(*given) if around is None else around(block, *given)
         return self.norm(streams_BTH.unflatten(2, streams).mean(2))
 
     def new_cache(self, batch: int, length: int) -> DecodeCache:

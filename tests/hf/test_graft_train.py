@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import warnings
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,17 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate", reason="accelerate is not installed: pip install nengram[hf]")
 from transformers import Trainer, TrainingArguments
 
-from nengram.hf import MemoryFirst, graft, grafted, optimizers, param_groups, train_all, train_jointly, train_memory
+from nengram.hf import (
+    BestTables,
+    MemoryFirst,
+    graft,
+    grafted,
+    optimizers,
+    param_groups,
+    train_all,
+    train_jointly,
+    train_memory,
+)
 from tests.hf.grafts import MEMORY, logits_of, model_of, some_ids
 
 ROOT = Path(__file__).parents[2]
@@ -181,10 +193,51 @@ def trained(folder, steps: int, *, resume: str | None = None, callbacks=(), tota
         **options,
     )
     pair = optimizers(model, 1e-2, steps=total, warmup_steps=2)
-    trainer = Trainer(model, arguments, train_dataset=dataset(), optimizers=pair, callbacks=callbacks)
+    texts = {"train_dataset": dataset(), "eval_dataset": dataset()[:2]}
+    trainer = Trainer(model, arguments, **texts, optimizers=pair, callbacks=callbacks)
     trainer.train(resume_from_checkpoint=resume)
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     return model, losses
+
+
+def test_the_best_checkpoint_comes_back_with_its_tables(tmp_path, monkeypatch):
+    """The judge prefers step 3 whatever happens after it: after training, weights and rows are those of a run of three steps."""
+    judged = count(1.0)
+    monkeypatch.setattr(Trainer, "evaluate", lambda *_, **__: {"eval_loss": next(judged)})
+    how = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
+    how |= {"eval_strategy": "steps", "eval_steps": 3}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="weights were loaded beside tables")
+        best, _ = trained(tmp_path / "best", 6, callbacks=[lambda _: BestTables()], **how)
+    three, _ = trained(tmp_path / "three", 3)
+    assert differing(state_of(best), state_of(three)) == []
+
+
+def test_weights_loaded_beside_younger_tables_are_announced():
+    model = grafted_llama()
+    optimizer, _ = optimizers(model, 1e-2)
+    older = model.state_dict()
+    loss_of(model, some_ids()).backward()
+    optimizer.step()
+    with pytest.warns(UserWarning, match="beside tables that have learned since"):
+        model.load_state_dict(older)
+
+
+def test_a_loop_that_leaves_tables_alone_is_told_so():
+    """Silent for whoever asks for the gradients, or freezes the tables."""
+    ids_BT = some_ids()
+    model = grafted_llama()
+    for _ in range(2):
+        loss_of(model, ids_BT).backward()
+        grafted(model).step.grads()
+    frozen = grafted_llama(frozen=True, table_std=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss_of(model, ids_BT).backward()
+        for _ in range(2):
+            loss_of(frozen, ids_BT).backward()
+    with pytest.warns(UserWarning, match=r"tables stay as they are.*optimizers\(model\) moves them"):
+        loss_of(model, ids_BT)
 
 
 def test_trainer_learns_and_a_resumed_run_is_the_same_run(tmp_path):

@@ -1,14 +1,16 @@
 """Trainer trains weights and tables alike, and a resumed run is the run."""
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from nengram.config import TrainConfig
-from nengram.errors import ConfigError
+from nengram.errors import CheckpointError, ConfigError
 from nengram.hf.modeling import NengramForCausalLM
+from nengram.hf.optim import BestTables
 from nengram.hf.training import own_optimizers
 from nengram.train.loop import train_step
 from nengram.train.optim import backbone_optimizer, row_optimizer
@@ -37,7 +39,8 @@ def trainer(model, folder, *, steps: int = STEPS, save: int = 0, config: TrainCo
         seed=3,
         **options,
     )
-    return Trainer(model, arguments, train_dataset=rows(), optimizers=own_optimizers(model, config, steps=STEPS))
+    moved_by = own_optimizers(model, config, steps=STEPS)
+    return Trainer(model, arguments, train_dataset=rows(), eval_dataset=rows()[:2], optimizers=moved_by)
 
 
 def numbers(model) -> dict[str, torch.Tensor]:
@@ -83,7 +86,7 @@ def test_a_resumed_run_is_the_run_bit_for_bit(whole, fresh):
 
 def test_evaluation_is_the_loss_of_our_own_model(whole):
     ids_BT = torch.tensor([row["input_ids"] for row in rows()[:2]])
-    found = whole[0].evaluate(rows()[:2])["eval_loss"]
+    found = whole[0].evaluate()["eval_loss"]
     with torch.no_grad():
         logits_BTV = whole[0].model.tables.eval()(ids_BT)
     wanted = torch.nn.functional.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), ids_BT[:, 1:].flatten())
@@ -142,8 +145,9 @@ def test_accumulated_gradients_are_one_update(fresh, tmp_path):
 def test_without_our_optimiser_tables_stay_as_they_are(fresh):
     model = fresh().train()
     before = numbers(model)
-    for _ in range(3):
-        model(torch.tensor([rows()[0]["input_ids"]]), labels=torch.tensor([rows()[0]["labels"]])).loss.backward()
+    ids_BT = torch.tensor([rows()[0]["input_ids"]])
+    with pytest.warns(UserWarning, match=r"tables stay as they are.*own_optimizers\(model\) moves them"):
+        model(ids_BT, labels=ids_BT).loss.backward()
     after = numbers(model)
     assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("table"))
 
@@ -174,8 +178,61 @@ def test_weights_without_their_tables_are_announced(fresh):
         model.load_state_dict(older)
 
 
+def test_the_best_checkpoint_comes_back_with_its_tables(strong, fresh, tmp_path):
+    """At a rate that ruins the model the first checkpoint is the best one: after training the model is that checkpoint."""
+    steep = TrainConfig(lr=0.5, warmup_steps=0)
+    how = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "eval_strategy": "steps", "eval_steps": 1}
+    run = trainer(fresh(), tmp_path, steps=3, save=1, config=steep, **how)
+    run.add_callback(BestTables())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="weights were loaded beside tables")
+        run.train()
+    assert run.state.best_model_checkpoint.endswith("checkpoint-1")
+    best = NengramForCausalLM.from_pretrained(run.state.best_model_checkpoint)
+    mine, theirs = numbers(run.model), numbers(best)
+    rows_moved = [name for name, tensor in numbers(fresh()).items() if not torch.equal(tensor, theirs[name])]
+    assert any(name.startswith("table") for name in rows_moved)
+    assert [name for name in theirs if not name.endswith(".step") and not torch.equal(mine[name], theirs[name])] == []
+
+
+def test_best_tables_needs_our_optimiser_and_a_whole_file(fresh, tmp_path):
+    run = trainer(fresh(), tmp_path, steps=1)
+    run.optimizer = torch.optim.SGD(run.model.parameters())
+    run.add_callback(BestTables())
+    with pytest.raises(ConfigError, match="moves no tables"):
+        run.train()
+
+    class Damaged(BestTables):
+        def on_save(self, args, state, control, **others):
+            super().on_save(args, state, control, **others)
+            file = Path(state.best_model_checkpoint, self.file)
+            file.write_bytes(file.read_bytes()[:100])
+
+    how = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "eval_strategy": "steps", "eval_steps": 1}
+    run = trainer(fresh(), tmp_path, steps=1, save=1, save_only_model=True, **how)
+    run.add_callback(Damaged())
+    with pytest.raises(CheckpointError, match=r"tables\.safetensors"):
+        run.train()
+
+
+def test_checkpointed_activations_give_the_same_run_with_less_kept(fresh, tmp_path):
+    plain, checkpointed = (
+        trainer(fresh(), tmp_path / str(on), gradient_checkpointing=on, steps=2) for on in (False, True)
+    )
+    for run in (plain, checkpointed):
+        run.train()
+    mine, theirs = numbers(checkpointed.model), numbers(plain.model)
+    assert [name for name in theirs if not torch.equal(mine[name], theirs[name])] == []
+    assert checkpointed.model.model.gradient_checkpointing
+    ids_BT, kept = torch.tensor([rows()[0]["input_ids"]]), []
+    for run in (plain, checkpointed):
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+            run.model.train()(ids_BT, labels=ids_BT)
+        kept.append(sum(sizes))
+    assert kept[1] < kept[0] / 3
+
+
 def test_what_is_not_offered_says_so(fresh, strong):
-    with pytest.raises(ValueError, match="does not support .* checkpointing"):
-        fresh().gradient_checkpointing_enable()
     with pytest.raises(ConfigError, match="is not our model"):
         own_optimizers(strong.own)
