@@ -1,9 +1,10 @@
 """A comparison of arms on one frozen model: which runs there are, one line of a file for each that is finished, and how to go on.
 
 Tuning comes first: every arm at every rate of one grid, a quarter of the tokens, one seed that is not reported, judged on dev
-text. Then every arm at its best rate with every seed, judged on test text, on text of other kinds and on questions. A line is
-written when its run is done, and a run depends on its own line's settings alone, so a comparison may be killed at any moment,
-started again and be the same. A line counts only for the design that it was made with (its digest): settings, text and model.
+text. An arm whose best rate is at an end of the grid is tried beyond it, rate by rate, until it is not. Then every arm at its best
+rate with every seed, judged on test text, on text of other kinds and on questions. A line is written when its run is done, and a
+run depends on its own line's settings alone, so a comparison may be killed at any moment, started again and be the same. A line
+counts only for the design that it was made with (its digest): settings, text and model.
 """
 
 import json
@@ -26,6 +27,7 @@ from nengram.train import environment
 
 TUNING_SEED = 99
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+LADDER = (1e-5, 3e-5, 1e-4, *RATES, 3e-2, 1e-1, 3e-1)  # what is tried beyond a grid's ends
 
 
 @dataclass(frozen=True)
@@ -121,23 +123,43 @@ def append_row(path: str | os.PathLike, row: dict) -> None:
 
 def best_rates(design: Design, rows: list[dict]) -> dict[str, float]:
     """Of every arm whose tuning is finished, the rate of the lowest dev loss (0 for an arm that trains nothing)."""
-    found: dict[str, dict[float, float]] = {}
-    for row in rows:
-        if row["kind"] == "tune" and row["design"] == design.digest:
-            found.setdefault(row["arm"], {})[row["lr"]] = row["dev_nats"]
-
-    def judged(nats: dict[float, float]) -> float:
-        return min(nats, key=lambda lr: nats[lr] if math.isfinite(nats[lr]) else math.inf)
-
-    best = {arm: judged(nats) for arm, nats in found.items() if set(design.rates) <= set(nats)}
+    found = {arm: tuned(design, arm, rows) for arm in design.arms if arm != "none"}
+    best = {arm: _lowest(nats) for arm, nats in found.items() if not rates_left(design, nats)}
     return best | ({"none": 0.0} if "none" in design.arms else {})
+
+
+def tuned(design: Design, arm: str, rows: list[dict]) -> dict[float, float]:
+    """Dev nats of one arm by the rates that it was tried at."""
+    own = (row for row in rows if row["kind"] == "tune" and row["design"] == design.digest and row["arm"] == arm)
+    return {row["lr"]: row["dev_nats"] for row in own}
+
+
+def rates_left(design: Design, nats: dict[float, float]) -> list[float]:
+    """Rates at which an arm is still to be tried: those of the grid, then one beyond the end where its best is (of a grid of two or
+    fewer every rate is an end: nothing beyond).
+    """
+    left = [lr for lr in design.rates if lr not in nats]
+    if left or len(design.rates) < 3:
+        return left
+    best = _lowest(nats)
+    if best == max(nats):
+        return [lr for lr in LADDER if lr > best][:1]
+    if best == min(nats):
+        return [lr for lr in LADDER if lr < best][-1:]
+    return []
+
+
+def _lowest(nats: dict[float, float]) -> float:
+    return min(nats, key=lambda lr: nats[lr] if math.isfinite(nats[lr]) else math.inf)
 
 
 def runs_left(design: Design, rows: list[dict]) -> list[Run]:
     """What is to be done next, in order; reported runs of an arm stand here once its tuning is finished. Seed by seed."""
     done = {(row["kind"], row["arm"], row["seed"], row["lr"]) for row in rows if row["design"] == design.digest}
-    tuned = [arm for arm in design.arms if arm != "none"]
-    tuning = [Run("tune", arm, TUNING_SEED, lr) for arm in tuned for lr in design.rates]
+    learning = [arm for arm in design.arms if arm != "none"]
+    tuning = [
+        Run("tune", arm, TUNING_SEED, lr) for arm in learning for lr in rates_left(design, tuned(design, arm, rows))
+    ]
     best = best_rates(design, rows)
     reported = [
         Run("run", arm, seed, best[arm])
@@ -219,7 +241,7 @@ def _tokens(design: Design, run: Run) -> int:
 def _tokens_left(design: Design, rows: list[dict], reported: int) -> int:
     """Training tokens of all runs that are not done, those whose rate is not known yet among them."""
     mine = [row for row in rows if row["design"] == design.digest and row["arm"] in design.arms]
-    tuned = sum(row["kind"] == "tune" and row["lr"] in design.rates for row in mine)
+    tried = sum(row["kind"] == "tune" and row["lr"] in design.rates for row in mine)
     ran = sum(row["kind"] == "run" and row["arm"] != "none" and row["seed"] in design.seeds for row in mine)
     tuning = len(design.rates) * sum(arm != "none" for arm in design.arms)
-    return max(0, tuning - tuned) * design.tuning_tokens + max(0, reported - ran) * design.tokens
+    return max(0, tuning - tried) * design.tuning_tokens + max(0, reported - ran) * design.tokens

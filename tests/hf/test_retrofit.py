@@ -17,7 +17,7 @@ from nengram.hf.gguf import convert_gguf, smollm2
 from nengram.hf.lora import Lora, ranks_for
 from nengram.hf.recall import Fact, ask, find_facts, recall_table, score, sentences, sheet_of
 from nengram.hf.retrofit import Windows, by_source, chunks, train_arm, window_nats
-from nengram.hf.retrofit_runs import Design, Material, append_row, best_rates, read_rows, run_all, runs_left
+from nengram.hf.retrofit_runs import Design, Material, append_row, best_rates, rates_left, read_rows, run_all, runs_left
 from nengram.hf.suffix import Suffix, cached
 from nengram.hf.vocabulary import compression_of
 from nengram.text import Entry
@@ -413,6 +413,27 @@ def test_every_arm_runs_at_its_own_best_rate(setting):
     left = runs_left(design, rows)
     assert [(run.kind, run.arm, run.lr) for run in left[:2]] == [("tune", "lora_total", 1e-2), ("run", "none", 0.0)]
     assert best_rates(design, [*rows, tuned("lora_total", 1e-2, 9.0)])["lora_total"] == 1e-2
+
+
+def test_an_arm_whose_best_rate_is_at_an_end_is_tried_beyond_it(setting):
+    design, rows, tried = replace(setting[0], arms=("graft",), rates=(1e-3, 3e-3, 1e-2)), [], []
+    nats = {1e-3: 3.0, 3e-3: 2.0, 1e-2: 1.9, 3e-2: 1.8, 1e-1: float("nan")}
+    while "graft" not in best_rates(design, rows):
+        run = runs_left(design, rows)[0]
+        tried.append(run.lr)
+        rows.append(
+            {
+                "kind": "tune",
+                "arm": "graft",
+                "seed": 99,
+                "lr": run.lr,
+                "design": design.digest,
+                "dev_nats": nats[run.lr],
+            }
+        )
+    assert tried == [1e-3, 3e-3, 1e-2, 3e-2, 1e-1] and best_rates(design, rows) == {"graft": 3e-2}
+    assert rates_left(design, {1e-3: 1.0, 3e-3: 2.0, 1e-2: 3.0}) == [3e-4]
+    assert rates_left(design, {1e-3: 2.0, 3e-3: 1.0, 1e-2: 3.0}) == []
 
 
 def test_rows_of_another_design_do_not_count(setting):
