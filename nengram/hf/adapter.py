@@ -29,7 +29,7 @@ from nengram.hf.grafting import adapter_of, graft_of, grafted
 from nengram.hf.hooks import Adapter, Graft
 from nengram.memory import open_store, save_table
 from nengram.model.folder import open_folder, read_tensors, seal_folder, swap_folder, table_path, write_tensors
-from nengram.model.transformer import layer_id_of
+from nengram.model.memories import layer_id_of
 from nengram.text import CompressionMap
 
 FORMAT = "nengram-adapter-1"

@@ -20,7 +20,7 @@ from nengram.hf.blocks import Anatomy, anatomy
 from nengram.hf.hooks import OWNER, Adapter, Graft
 from nengram.hf.lookback import Lookback
 from nengram.hf.vocabulary import compression_of
-from nengram.model.transformer import TRAINABLE, address_spec, check_memory, layer_id_of, row_control
+from nengram.model.memories import TRAINABLE, address_spec, check_memory, layer_id_of, row_control
 from nengram.store import Store
 from nengram.text import CompressionMap
 

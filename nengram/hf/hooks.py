@@ -25,7 +25,7 @@ from nengram.hf.blocks import CACHES, Anatomy, width_of
 from nengram.hf.lookback import Lookback
 from nengram.hf.notices import tables_stand_still, weights_came
 from nengram.memory import MemoryStep
-from nengram.model.transformer import layer_id_of, memory_layer, row_control
+from nengram.model.memories import layer_id_of, memory_layer, row_control
 from nengram.store import HostStore, ResidentStore, Store
 from nengram.text import CompressionMap
 

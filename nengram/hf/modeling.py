@@ -28,7 +28,7 @@ from nengram.hf.notices import tables_stand_still, weights_came
 from nengram.hf.pretrained import TablesBeside
 from nengram.memory import MemoryStep
 from nengram.model import Transformer
-from nengram.model.transformer import row_control
+from nengram.model.memories import row_control
 
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"  # its name, by version
 

@@ -22,7 +22,7 @@ from nengram.hf.vllm_attention import PAGED
 from nengram.hf.vllm_history import NOTHING, FlatRow, PagedConv, history, new_slots
 from nengram.memory import MemoryStep
 from nengram.model.attention import View
-from nengram.model.transformer import row_control
+from nengram.model.memories import row_control
 
 
 class NengramForVllm(nn.Module):

@@ -25,7 +25,8 @@ import torch
 from nengram.config import ARMS, BudgetConfig, Config, MemoryConfig, ModelConfig
 from nengram.errors import ConfigError, nearest
 from nengram.model.cost import Cost
-from nengram.model.transformer import Transformer, address_spec
+from nengram.model.memories import address_spec
+from nengram.model.transformer import Transformer
 
 SIZES = ("width", "blocks", "heads", "kv_heads", "experts", "experts_per_token", "expert_width", "shared_width")
 TABLE_SIZES = ("kind", "control", "row_width", "rows_per_head")

@@ -16,7 +16,7 @@ from nengram.infer.plan_hits import CHUNKS, trace_reads
 from nengram.infer.plan_rates import ASSUMED, Ceiling, ceilings_of, rates_of
 from nengram.infer.plan_rows import Growth, largest_rows, read_shares, recommend_rows, rows_for
 from nengram.infer.plan_sizes import GIB, PAGE_BYTES, pages_per_row, sizes_of
-from nengram.model.transformer import address_spec
+from nengram.model.memories import address_spec
 from nengram.store import HotSet
 from nengram.store.codecs import CODECS
 from nengram.text import prepare

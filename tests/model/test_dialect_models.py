@@ -12,7 +12,7 @@ from nengram.errors import CheckpointError, ConfigError
 from nengram.memory import load_table
 from nengram.model import Transformer
 from nengram.model.folder import load_model, save_model
-from nengram.model.transformer import address_spec, memory_layer
+from nengram.model.memories import address_spec, memory_layer
 from nengram.store import SparseAdam
 
 EOS, PAD = 5, 3
