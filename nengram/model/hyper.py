@@ -110,12 +110,40 @@ class HyperConnection(nn.Module):
 
 
 def sinkhorn(scores: Tensor, steps: int = SINKHORN_STEPS) -> Tensor:
-    """exp(scores) [G, G, ...] with columns, then rows, divided by their sums, `steps` times; rows sum to one exactly."""
+    """exp(scores) [G, G, ...] with columns, then rows, divided by their sums, `steps` times; rows sum to one exactly.
+
+    Differentiable once.
+    """
     positive = (scores - scores.amax((0, 1), keepdim=True).detach()).exp()  # a common factor divides out
-    for _ in range(steps):
-        positive = positive / positive.sum(0, keepdim=True)
-        positive = positive / positive.sum(1, keepdim=True)
-    return positive
+    return _Balanced.apply(positive, steps)
+
+
+class _Balanced(torch.autograd.Function):
+    """The divisions, and the way back through them.
+
+    Recorded one by one they would keep 3.3 kB a position where G = 4, this keeps 0.8 kB: y = x / sum(x) is undone by the sums, so
+    x = y sum(x), and dL/dx = (dL/dy - <dL/dy, y>) / sum(x), the product along the sum.
+    """
+
+    @staticmethod
+    def forward(ctx, positive: Tensor, steps: int) -> Tensor:
+        sums, balanced = [], positive.clone()
+        for half in range(2 * steps):
+            sums.append(balanced.sum(half % 2, keepdim=True))
+            balanced /= sums[-1]
+        ctx.save_for_backward(balanced, *sums)
+        return balanced
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        balanced, *sums = ctx.saved_tensors
+        grad, balanced = grad.clone(), balanced.clone()
+        for half in reversed(range(len(sums))):
+            grad -= (grad * balanced).sum(half % 2, keepdim=True)
+            grad /= sums[half]
+            balanced *= sums[half]
+        return grad, None
 
 
 def residual(config: ModelConfig) -> PlainResidual | HyperConnection:

@@ -7,7 +7,7 @@ import torch
 
 from nengram.config import MemoryConfig, ModelConfig
 from nengram.model import Transformer
-from nengram.model.hyper import HyperConnection, PlainResidual, hyper_reference, sinkhorn
+from nengram.model.hyper import SINKHORN_STEPS, HyperConnection, PlainResidual, hyper_reference, sinkhorn
 from nengram.model.init import Draws
 
 WIDTH, STREAMS = 6, 4
@@ -75,6 +75,20 @@ def test_sinkhorn_bears_scores_whose_exponential_overflows():
     scores = torch.tensor([[900.0, 899.0], [898.0, 900.0]])
     torch.testing.assert_close(sinkhorn(scores), sinkhorn(scores - 898))
     assert torch.isfinite(sinkhorn(scores)).all()
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 5.0])
+def test_the_way_back_through_sinkhorn_is_that_of_its_divisions_recorded(spread):
+    draws = torch.Generator().manual_seed(0)
+    scores = (torch.randn(3, 3, 7, generator=draws, dtype=torch.float64) * spread).requires_grad_()
+    weights = torch.randn(3, 3, 7, generator=draws, dtype=torch.float64)
+    recorded = scores.exp()
+    for _ in range(SINKHORN_STEPS):
+        recorded = recorded / recorded.sum(0, keepdim=True)
+        recorded = recorded / recorded.sum(1, keepdim=True)
+    wanted = torch.autograd.grad((recorded * weights).sum(), scores)[0]
+    found = torch.autograd.grad((sinkhorn(scores) * weights).sum(), scores)[0]
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
 
 
 def test_at_first_a_unit_reads_the_mean_writes_once_to_each_and_moves_no_stream():
