@@ -27,7 +27,8 @@ def graft(
     base_lr: float = 1e-4,
     table_lr: float = 0.5,
     schedule: Literal["memory", "first", "full"] = "memory",
-    control: bool = True,
+    lora_lr: float = 3e-3,
+    rivals: tuple[Literal["one_row", "lora"], ...] = ("one_row", "lora"),
     seed: int = 0,
     eval_tokens: int = 20_000,
     doc_token: str = "",
@@ -35,7 +36,7 @@ def graft(
     checkpoint_every: int = 50,
     resume: bool = False,
 ) -> None:
-    """Train a memory onto a local model of transformers, and say what its lookup is worth.
+    """Train a memory onto a local model of transformers, and its rivals beside it: what is the lookup worth?
 
     Args:
         model: local folder of a causal model, with its tokenizer.json.
@@ -54,7 +55,8 @@ def graft(
         base_lr: of the model's, where they learn.
         table_lr: of the tables.
         schedule: what learns: the memory, the memory first and then both, or both.
-        control: train the one-row control as well.
+        lora_lr: of the rival LoRA.
+        rivals: what else is trained, to be compared with: one row a slot, which looks nothing up; LoRA of as many parameters.
         seed: of hash, weights and the order of the text.
         eval_tokens: held-out tokens that are judged; 0: all.
         doc_token: the token that separates documents, where it cannot be guessed.
@@ -62,14 +64,14 @@ def graft(
         checkpoint_every: steps between checkpoints.
         resume: continue from the last checkpoint, exactly.
     """
-    from nengram.hf.graft_run import GraftPlan
+    from nengram.hf.graft_arms import GraftPlan
     from nengram.hf.graft_verb import run_graft
 
     sizes = {"blocks": blocks, "rows_per_head": (rows,) * (max_order - 1), "heads": heads, "row_width": row_width}
-    rates = {"lr": lr, "base_lr": base_lr, "table_lr": table_lr, "schedule": schedule}
+    rates = {"lr": lr, "base_lr": base_lr, "table_lr": table_lr, "lora_lr": lora_lr, "schedule": schedule}
     lengths = {"steps": steps, "batch": batch, "context": context, "checkpoint_every": checkpoint_every}
     plan = GraftPlan(sizes | {"compress": compress}, seed=seed, **rates, **lengths)
-    how = {"doc_token": doc_token, "control": control, "eval_tokens": eval_tokens, "resume": resume, "device": device}
+    how = {"doc_token": doc_token, "rivals": rivals, "eval_tokens": eval_tokens, "resume": resume, "device": device}
     run_graft(model, text, results_folder(out), plan, **how, console=terminal())
 
 

@@ -1,12 +1,11 @@
 """What `nengram graft` does: train a memory on a local model and a local text, and say what it is worth.
 
-A loss that falls proves little: a memory layer also adds parameters and a path. So the held-out text is judged with the memory
-switched off, and a control with the same layers, the same steps and one row a slot is trained beside it. What the control keeps of the
-gain did not come from looking anything up.
+The held-out text is judged before, with the memory, with the memory switched off, and with each rival in its place (`graft_arms`): what
+one row a slot keeps of the gain did not come from looking anything up, and what LoRA gains is what the same parameters do elsewhere.
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,15 @@ from rich.table import Table
 from nengram.errors import CheckpointError, ConfigError
 from nengram.files import write_atomic
 from nengram.hf.adapter import save_adapter
-from nengram.hf.graft_run import GraftPlan, held_out_nats, train_graft
+from nengram.hf.graft_arms import Arm, GraftPlan, LoraArm, MemoryArm, linears_of
+from nengram.hf.graft_run import held_out_nats, train
 from nengram.hf.grafting import grafted
-from nengram.hf.hooks import SITE
+from nengram.hf.hooks import SITE, Graft
 from nengram.hf.loading import opened
 from nengram.model.folder import is_saved
 from nengram.text import Prepared, prepare
 
-ARMS = ("graft", "one_row")
+RIVALS = ("one_row", "lora")
 TOLD_EVERY = 10  # steps, where there is no terminal to draw on
 
 
@@ -35,7 +35,7 @@ def run_graft(
     plan: GraftPlan,
     *,
     doc_token: str = "",
-    control: bool = True,
+    rivals: Sequence[str] = RIVALS,
     eval_tokens: int = 20_000,
     resume: bool = False,
     device: str = "auto",
@@ -44,13 +44,13 @@ def run_graft(
     """Train, judge, print, and leave the adapter in `out`; the losses in nats a token, by arm.
 
     where: local folder of a causal model of transformers, with its tokenizer.json. text: a file or folder that `read_corpus` knows.
-    control: also train the one-row control, which doubles the time. eval_tokens: of the test split that are judged; 0: all.
+    rivals: of `RIVALS`, each of which takes the graft's time again. eval_tokens: of the test split that are judged; 0: all.
     A schedule that trains the model too leaves it in `<out>-model`. Raises: ConfigError, DataError, CheckpointError, in one line.
     """
     work = out.with_name(f"{out.name}-training")
     if is_saved(out):
         raise CheckpointError(f"{out}: holds an adapter already; choose another --out, or delete it")
-    if any((work / arm).exists() for arm in ARMS) and not resume:
+    if any((work / arm).exists() for arm in ("graft", *RIVALS)) and not resume:
         raise CheckpointError(f"{work}: holds an unfinished run; continue it with --resume, or delete it")
     if not (where / "tokenizer.json").is_file():
         raise ConfigError(f"{where}: has no tokenizer.json, which an n-gram's address depends on")
@@ -59,23 +59,28 @@ def run_graft(
     )
     judge = {"batch": plan.batch, "context": plan.context, "tokens": eval_tokens}
     losses: dict[str, float] = {}
-    for arm in ARMS if control else ARMS[:1]:
+    parameters, names = 0, ["graft", *rivals]
+    for name in names:
         dtype = "auto" if plan.schedule == "memory" else "float32"
         with opened(where, device=device, dtype=dtype) as one:
-            if arm == "graft":
+            if name == "graft":
                 losses["before"] = held_out_nats(one.model, data.splits["test"], **judge)
                 _print_plan(one.model, data, plan, where, console)
-            rows = "hashed" if arm == "graft" else arm
-            _train(arm, one, data, plan, work / arm, control=rows, resume=resume, console=console)
-            losses[arm] = held_out_nats(one.model, data.splits["test"], **judge)
-            if arm == "graft":
+                if "lora" in names and (reason := _no_lora(one.model, plan)):
+                    console.print(f"no LoRA beside it: {reason}", highlight=False)
+                    names.remove("lora")
+            arm = _arm(name, one, plan, parameters)
+            _train(name, arm, data, plan, work / name, resume=resume, console=console)
+            losses[name] = held_out_nats(one.model, data.splits["test"], **judge)
+            if name == "graft":
+                parameters = _parameters(grafted(one.model))
                 with grafted(one.model).disabled():
                     losses["off"] = held_out_nats(one.model, data.splits["test"], **judge)
                 if plan.schedule != "memory":
                     _save_model(one, out.with_name(f"{out.name}-model"))
                 facts = {"losses_nats": losses, "steps": plan.steps_of(data), "text": data.digest}
                 save_adapter(one.model, work / "result", facts=facts)
-    _print_losses(losses, data, console)
+    _print_losses(losses, data, parameters, console)
     (work / "result").rename(out)
     shutil.rmtree(work)
     sizes = sum(path.stat().st_size for path in out.iterdir()) / 2**20
@@ -91,9 +96,30 @@ def kept_share(losses: Mapping[str, float]) -> float | None:
     return (losses["before"] - losses["one_row"]) / gain if "one_row" in losses and gain > 0 else None
 
 
-def _train(arm: str, one: Any, data: Prepared, plan: GraftPlan, folder: Path, *, console: Console, **how: Any) -> None:
+def _arm(name: str, one: Any, plan: GraftPlan, parameters: int) -> Arm:
+    if name == "lora":
+        return LoraArm(one.model, plan, parameters)
+    return MemoryArm(one.model, one.tokenizer, plan, "hashed" if name == "graft" else name)
+
+
+def _no_lora(model: Any, plan: GraftPlan) -> str:
+    """Why LoRA cannot be a rival, if it cannot."""
+    if plan.schedule != "memory":
+        return f"in schedule {plan.schedule} the model itself learns"
+    return "" if linears_of(model) else f"the blocks of a {type(model).__name__} have no linear modules"
+
+
+def _parameters(owner: Graft) -> int:
+    """Numbers that learn in a memory, tables included."""
+    dense = sum(parameter.numel() for module in owner.layers().values() for parameter in module.parameters())
+    return dense + sum(store.num_rows * store.row_width for store in owner.adapter().stores.values())
+
+
+def _train(
+    name: str, arm: Arm, data: Prepared, plan: GraftPlan, folder: Path, *, resume: bool, console: Console
+) -> None:
     columns = (
-        TextColumn(arm),
+        TextColumn(name),
         TextColumn("step {task.completed}/{task.total}"),
         BarColumn(),
         TextColumn("{task.fields[rate]}"),
@@ -101,12 +127,12 @@ def _train(arm: str, one: Any, data: Prepared, plan: GraftPlan, folder: Path, *,
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("graft", total=None, rate="")
-        for record in train_graft(one.model, one.tokenizer, data, plan, folder, **how):
+        for record in train(arm, data, plan, folder, resume=resume):
             rate = f"loss {record.loss_nats:.3f}  {record.tokens_per_s:,.0f} tokens/s"
             progress.update(bar, completed=record.step, total=record.steps, rate=rate)
             if not console.is_terminal and record.step % TOLD_EVERY == 0:
                 left = (record.steps - record.step) * plan.batch * plan.context / record.tokens_per_s
-                console.print(f"{arm}: step {record.step}/{record.steps}  {rate}  {left:,.0f} s left", highlight=False)
+                console.print(f"{name}: step {record.step}/{record.steps}  {rate}  {left:,.0f} s left", highlight=False)
 
 
 def _print_plan(model: Any, data: Prepared, plan: GraftPlan, where: Path, console: Console) -> None:
@@ -118,16 +144,18 @@ def _print_plan(model: Any, data: Prepared, plan: GraftPlan, where: Path, consol
     steps, one_pass = plan.steps_of(data), (len(data.splits["train"]) - 1) // (plan.batch * plan.context)
     if steps > one_pass:
         console.print(
-            f"[bold]note[/]: {steps} steps are more than one pass ({one_pass} steps); tables overfit text they read twice"
+            f"[bold]note[/]: {steps} steps are more than one pass ({one_pass} steps): from the second on rows answer for text that "
+            "they have seen, so go by the held-out loss"
         )
 
 
-def _print_losses(losses: Mapping[str, float], data: Prepared, console: Console) -> None:
+def _print_losses(losses: Mapping[str, float], data: Prepared, parameters: int, console: Console) -> None:
     table = Table(title=f"held-out text, {len(data.splits['test']):,} tokens", title_justify="left")
     table.add_column("")
     for heading in ("nats a token", "against before"):
         table.add_column(heading, justify="right")
     names = {"before": "before", "graft": "with the memory", "off": "memory switched off", "one_row": "one-row control"}
+    names |= {"lora": f"LoRA of as many parameters ({parameters:,})"}
     for arm, name in names.items():
         if arm in losses:
             table.add_row(
@@ -139,6 +167,13 @@ def _print_losses(losses: Mapping[str, float], data: Prepared, console: Console)
         console.print(f"the one-row control, which looks nothing up, keeps {kept:.0%} of the gain", highlight=False)
     elif "one_row" in losses:
         console.print("no gain on held-out text: fewer or shorter steps, another --table-lr, or more text")
+    if "lora" in losses:
+        apart = losses["graft"] - losses["lora"]
+        told = "better" if apart < 0 else "worse"
+        console.print(
+            f"the memory is {abs(apart):.4f} nats {told} than LoRA, at rates that were searched for neither: one run, no verdict",
+            highlight=False,
+        )
 
 
 def _save_model(one: Any, folder: Path) -> None:

@@ -53,16 +53,17 @@ class Lora(nn.Module):
 def ranks_for(linears: Mapping[str, nn.Linear], budget: int) -> dict[str, int]:
     """Ranks whose parameters are at most `budget`, and less than one more rank of the smallest module below it.
 
-    The same rank everywhere, and one more for the first modules that it still pays for, until it pays for none.
-    Raises: ConfigError for a budget below one rank.
+    The same rank everywhere, and one more for the first modules that it still pays for, until it pays for none; no rank is larger than
+    its module's own. Raises: ConfigError for a budget below one rank.
     """
     cost = {name: linear.in_features + linear.out_features for name, linear in linears.items()}
+    most = {name: min(linear.in_features, linear.out_features) for name, linear in linears.items()}
     if not cost or budget < min(cost.values()):
-        raise ConfigError(f"{budget:,} parameters do not pay for a LoRA of rank 1 on any of {len(cost)} modules")
-    rank, left = divmod(budget, sum(cost.values()))
-    ranks = dict.fromkeys(cost, rank)
-    while left >= min(cost.values()):
-        for name in cost:
+        raise ConfigError(f"{budget:,} parameters do not pay for a LoRA of rank 1 on any of {len(cost)} linear modules")
+    ranks = {name: min(budget // sum(cost.values()), most[name]) for name in cost}
+    left = budget - sum(ranks[name] * cost[name] for name in cost)
+    while more := [name for name in cost if ranks[name] < most[name] and cost[name] <= left]:
+        for name in more:
             if cost[name] <= left:
                 ranks[name] += 1
                 left -= cost[name]

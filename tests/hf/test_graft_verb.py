@@ -13,7 +13,8 @@ pytest.importorskip("accelerate", reason="accelerate is not installed: pip insta
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from nengram.hf import load_adapter
-from nengram.hf.graft_run import GraftPlan, held_out_nats, train_graft
+from nengram.hf.graft_arms import GraftPlan, LoraArm, MemoryArm
+from nengram.hf.graft_run import held_out_nats, train
 from nengram.text import prepare, train_bpe
 
 SIZES = {"blocks": (1,), "rows_per_head": (500, 500), "heads": 2, "row_width": 8}
@@ -54,8 +55,12 @@ def test_the_verb_leaves_an_adapter_and_says_what_the_lookup_is_worth(
     code, said, _ = run_command(monkeypatch, capsys, "graft", folder, "--text", corpus_file, "--out", out, *OPTIONS)
     assert code == 0, said
     assert re.search(r"graft: step 10/12  loss \d.\d+  [\d,]+ tokens/s  \d+ s left", said)
-    found = dict(re.findall(r"(before|with the memory|memory switched off|one-row control)\W+(\d\.\d{4})", said))
-    assert set(found) == {"before", "with the memory", "memory switched off", "one-row control"}
+    lines = r"(before|with the memory|memory switched off|one-row control|LoRA of as many parameters \([\d,]+\))"
+    found = dict(re.findall(lines + r"\W+(\d\.\d{4})", said))
+    sizes = 2 * (4 * 8) * 32 + 3 * 32 + 4 * 32 + 8 * (503 + 509 + 521 + 523)  # projections; gains; convolution; rows
+    lora = f"LoRA of as many parameters ({sizes:,})"
+    assert set(found) == {"before", "with the memory", "memory switched off", "one-row control", lora}
+    assert found[lora] < found["before"] and re.search(r"\d nats (better|worse) than LoRA", said)
     assert found["memory switched off"] == found["before"] > found["with the memory"]
     assert re.search(r"keeps -?\d+% of the gain", said)
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != corpus_file.name) == ["memory"]
@@ -65,41 +70,46 @@ def test_the_verb_leaves_an_adapter_and_says_what_the_lookup_is_worth(
     assert again[0] == 2 and "holds an adapter already" in again[2]
 
 
-@pytest.mark.parametrize("schedule", ["memory", "first"])
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(folder, data, tmp_path, schedule):
+@pytest.mark.parametrize(("schedule", "rival"), [("memory", False), ("first", False), ("memory", True)])
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(folder, data, tmp_path, schedule, rival):
     plan = GraftPlan(SIZES, steps=8, batch=2, context=16, checkpoint_every=3, schedule=schedule)
     ends = []
-    for stop in (None, 7):
+
+    def arm():
         model, tokenizer = opened(folder)
-        run = train_graft(model, tokenizer, data, plan, tmp_path / f"run {stop}")
+        return LoraArm(model, plan, 4000) if rival else MemoryArm(model, tokenizer, plan)
+
+    def judged(one) -> float:
+        return held_out_nats(one.model, data.splits["dev"], batch=2, context=16, tokens=500)
+
+    before = judged(arm())
+    for stop in (None, 7):
+        one = arm()
+        run = train(one, data, plan, tmp_path / f"run {stop}")
         for record in run:
             if record.step == stop:
                 run.close()
         if stop:
-            model, tokenizer = opened(folder)
-            steps = [
-                record.step
-                for record in train_graft(model, tokenizer, data, plan, tmp_path / f"run {stop}", resume=True)
-            ]
-            assert steps == [7, 8]
-        ends.append(held_out_nats(model, data.splits["dev"], batch=2, context=16, tokens=500))
-    files = [(tmp_path / f"run {stop}" / "adapter" / "memory.safetensors").read_bytes() for stop in (None, 7)]
-    assert files[0] == files[1] and ends[0] == ends[1]
-    model, tokenizer = opened(folder)
-    assert (
-        list(train_graft(model, tokenizer, data, plan, tmp_path / "run 7", resume=True)) == []
-    )  # finished: only put on
-    assert held_out_nats(model, data.splits["dev"], batch=2, context=16, tokens=500) == ends[0]
+            one = arm()
+            again = train(one, data, plan, tmp_path / f"run {stop}", resume=True)
+            assert [record.step for record in again] == [7, 8]
+        ends.append(judged(one))
+    learnt = "lora.safetensors" if rival else "memory.safetensors"
+    files = [(tmp_path / f"run {stop}" / "done" / learnt).read_bytes() for stop in (None, 7)]
+    assert files[0] == files[1] and ends[0] == ends[1] != before
+    one = arm()
+    assert list(train(one, data, plan, tmp_path / "run 7", resume=True)) == []  # finished: only put on
+    assert judged(one) == ends[0]
 
 
 def test_another_run_is_not_gone_on_with(folder, data, tmp_path):
     plan = GraftPlan(SIZES, steps=4, batch=2, context=16, checkpoint_every=2)
     model, tokenizer = opened(folder)
-    list(zip(range(3), train_graft(model, tokenizer, data, plan, tmp_path / "run"), strict=False))
+    list(zip(range(3), train(MemoryArm(model, tokenizer, plan), data, plan, tmp_path / "run"), strict=False))
     model, tokenizer = opened(folder)
     other = GraftPlan(SIZES, steps=4, batch=2, context=16, lr=0.5)
     with pytest.raises(Exception, match="another settings"):
-        next(train_graft(model, tokenizer, data, other, tmp_path / "run", resume=True))
+        next(train(MemoryArm(model, tokenizer, other), data, other, tmp_path / "run", resume=True))
 
 
 def test_mistakes_are_one_line(folder, corpus_file, tmp_path, monkeypatch, capsys):
@@ -115,5 +125,6 @@ def test_mistakes_are_one_line(folder, corpus_file, tmp_path, monkeypatch, capsy
 
 def test_a_wrong_row_control_is_refused(folder, data, tmp_path):
     model, tokenizer = opened(folder)
+    plan = GraftPlan(SIZES, steps=2)
     with pytest.raises(ConfigError, match='did you mean "one_row"'):
-        next(train_graft(model, tokenizer, data, GraftPlan(SIZES, steps=2), tmp_path / "run", control="one_rows"))
+        next(train(MemoryArm(model, tokenizer, plan, "one_rows"), data, plan, tmp_path / "run"))

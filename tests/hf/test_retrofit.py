@@ -237,7 +237,9 @@ def test_lora_is_peft_s():
 
 def test_ranks_spend_a_budget_to_the_last_rank():
     linears = {"a": torch.nn.Linear(4, 6), "b": torch.nn.Linear(4, 8), "c": torch.nn.Linear(2, 3)}
-    assert ranks_for(linears, 27 * 3 + 17) == {"a": 4, "b": 3, "c": 4}
+    assert ranks_for(linears, 27 + 12) == {"a": 2, "b": 1, "c": 1}
+    assert ranks_for(linears, 27 * 3 + 17) == {"a": 4, "b": 4, "c": 2}  # c has no more
+    assert ranks_for(linears, 10**9) == {"a": 4, "b": 4, "c": 2}
     with pytest.raises(ConfigError, match="do not pay"):
         ranks_for(linears, 4)
 
