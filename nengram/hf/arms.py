@@ -157,15 +157,15 @@ class Arm(nn.Module):
             return self.mlp(hidden_BTD)
         return hidden_BTD if step is None else self.memory(hidden_BTD, step)
 
-    def optimizers(self, lr: float) -> tuple[list[torch.optim.Optimizer], list[float]]:
-        """AdamW for the parameters, row-wise Adagrad for a table, and the rate of each."""
+    def optimizers(self, lr: float, table_lr: float = 0.0) -> tuple[list[torch.optim.Optimizer], list[float]]:
+        """AdamW for the parameters, row-wise Adagrad for a table (at `TABLE_LR` times `lr` if 0), and the rate of each."""
         found, rates = [], []
         if dense := list(self.parameters()):
             found.append(torch.optim.AdamW(dense, lr=lr, betas=(0.9, 0.95), weight_decay=0.0))
             rates.append(lr)
         if self.memory is not None:
-            found.append(RowOptimizer(make_rule("rowwise_adagrad"), lr * TABLE_LR))
-            rates.append(lr * TABLE_LR)
+            rates.append(table_lr or lr * TABLE_LR)
+            found.append(RowOptimizer(make_rule("rowwise_adagrad"), rates[-1]))
         return found, rates
 
     def counts(self, ids_NT: np.ndarray) -> dict[str, int]:

@@ -41,12 +41,14 @@ def train_arm(
     *,
     lr: float,
     tokens: int,
+    table_lr: float = 0.0,
     batch: int = 4,
     seed: int = 0,
     progress: Callable[[int, int, float], None] = lambda step, steps, loss: None,
 ) -> float:
     """One pass over `tokens` of the windows in the order that `seed` draws; the mean loss of the last tenth, in nats.
 
+    lr, table_lr: as `Arm.optimizers`.
     progress: called after every step with steps done, steps in all, and the loss.
     Raises: ConfigError when there are fewer windows than `tokens` ask for.
     """
@@ -54,7 +56,7 @@ def train_arm(
     if not 0 < steps * batch <= len(windows):
         raise ConfigError(f"{tokens:,} tokens are {steps} steps of {batch} windows; there are {len(windows)} windows")
     order = np.random.default_rng(seed).permutation(len(windows))[: steps * batch].reshape(steps, batch)
-    optimizers, rates = arm.optimizers(lr)
+    optimizers, rates = arm.optimizers(lr, table_lr)
     losses = []
     for step, places in enumerate(order):
         set_lr(optimizers, rates, lr_share(step, steps, WARMUP_STEPS, FINAL_SHARE))

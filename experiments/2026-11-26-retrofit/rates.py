@@ -1,0 +1,69 @@
+"""Which rates does a graft want? Its layer's and its table's, apart: the retrofit itself moves both by one dial.
+
+    python experiments/2026-11-26-retrofit/rates.py        every pair on the tuning tokens, judged on dev text; stop and start at will
+
+One line of rates.jsonl for each pair, and a table of what there is at the end. Text, sizes and seed are those of the retrofit's tuning.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from run import prepare, say, with_hidden
+
+from nengram.errors import NengramError
+from nengram.hf.arms import make_arm
+from nengram.hf.retrofit import by_source, train_arm, window_nats
+from nengram.hf.retrofit_runs import TUNING_SEED, append_row, read_rows
+from nengram.train import environment
+
+HERE = Path(__file__).parent
+LR, TABLE_LR = (1e-3, 3e-3, 1e-2), (0.1, 0.3, 1.0, 3.0)
+
+
+def main(given: list[str]) -> None:
+    """What is not in the file yet, then the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lr", nargs="+", type=float, default=list(LR))
+    parser.add_argument("--table-lr", nargs="+", type=float, default=list(TABLE_LR))
+    parser.add_argument("--model", default="data/smollm2")
+    parser.add_argument("--out", type=Path, default=HERE / "rates.jsonl")
+    parser.add_argument("--work", type=Path, default=Path("runs/retrofit"), help="folder of hidden states")
+    arguments = parser.parse_args(given)
+    torch.set_num_threads(1)
+    whole = {"arms": ["graft"], "seeds": [0], "tokens": 100_352, "rates": [1e-3], "rows": 20_000}
+    design, suffix, cids_V, text, name = prepare(argparse.Namespace(**vars(arguments) | whole))
+    material = with_hidden(text, suffix, name, arguments.work)
+    done = {(row["lr"], row["table_lr"]) for row in read_rows(arguments.out)}
+    for pair in ((lr, table_lr) for lr in arguments.lr for table_lr in arguments.table_lr):
+        if pair in done:
+            continue
+        rates, ids_NT = dict(zip(("lr", "table_lr"), pair, strict=True)), material.train.ids_NT[:, :-1]
+        how = {"tokens": design.tuning_tokens, "batch": design.batch, "seed": TUNING_SEED}
+        with make_arm("graft", suffix, cids_V, ids_NT, sizes=design.sizes, seed=TUNING_SEED) as arm:
+            train_arm(arm, suffix, material.train, **rates, **how)
+            dev = by_source(window_nats(arm, suffix, material.dev), material.dev.sources)
+        nats = float(np.mean(list(dev.values())))
+        append_row(arguments.out, rates | {"dev_nats": nats, "dev": dev, "environment": environment()})
+        say(f"lr {pair[0]:g}, table {pair[1]:g}: {nats:.3f} nats")
+    print_table(read_rows(arguments.out))
+
+
+def print_table(rows: list[dict]) -> None:
+    """Mean dev nats by the layer's rate (down) and the table's (across)."""
+    nats = {(row["lr"], row["table_lr"]): row["dev_nats"] for row in rows}
+    across = sorted({table_lr for _, table_lr in nats})
+    print(f"{'lr, table':>10}" + "".join(f"{table_lr:10g}" for table_lr in across))
+    for lr in sorted({lr for lr, _ in nats}):
+        print(f"{lr:10g}" + "".join(f"{nats[lr, t]:10.3f}" if (lr, t) in nats else f"{'-':>10}" for t in across))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except NengramError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from the finished lines")
