@@ -1,8 +1,10 @@
 """Which rates does a graft want? Its layer's and its table's, apart: the retrofit itself moves both by one dial.
 
-    python experiments/2026-11-26-retrofit/rates.py        every pair on the tuning tokens, judged on dev text; stop and start at will
+    python experiments/2026-11-26-retrofit/rates.py           every pair on the tuning tokens, judged on dev text; stop and start at will
+    python experiments/2026-11-26-retrofit/rates.py --bias    the same with biases in the layer's projections, zero at the start
 
-One line of rates.jsonl for each pair, and a table of what there is at the end. Text, sizes and seed are those of the retrofit's tuning.
+One line of rates.jsonl for each, and a table of what there is at the end. Text, sizes and seed are those of the retrofit's tuning. A
+look at dev text by one seed, for choosing defaults; no verdict.
 """
 
 import argparse
@@ -17,6 +19,7 @@ from nengram.errors import NengramError
 from nengram.hf.arms import make_arm
 from nengram.hf.retrofit import by_source, train_arm, window_nats
 from nengram.hf.retrofit_runs import TUNING_SEED, append_row, read_rows
+from nengram.memory import Engram
 from nengram.train import environment
 
 HERE = Path(__file__).parent
@@ -28,6 +31,7 @@ def main(given: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lr", nargs="+", type=float, default=list(LR))
     parser.add_argument("--table-lr", nargs="+", type=float, default=list(TABLE_LR))
+    parser.add_argument("--bias", action="store_true")
     parser.add_argument("--model", default="data/smollm2")
     parser.add_argument("--out", type=Path, default=HERE / "rates.jsonl")
     parser.add_argument("--work", type=Path, default=Path("runs/retrofit"), help="folder of hidden states")
@@ -36,19 +40,32 @@ def main(given: list[str]) -> None:
     whole = {"arms": ["graft"], "seeds": [0], "tokens": 100_352, "rates": [1e-3], "rows": 20_000}
     design, suffix, cids_V, text, name = prepare(argparse.Namespace(**vars(arguments) | whole))
     material = with_hidden(text, suffix, name, arguments.work)
-    done = {(row["lr"], row["table_lr"]) for row in read_rows(arguments.out)}
+    done = {(row["lr"], row["table_lr"]) for row in read_rows(arguments.out) if row["bias"] == arguments.bias}
     for pair in ((lr, table_lr) for lr in arguments.lr for table_lr in arguments.table_lr):
         if pair in done:
             continue
         rates, ids_NT = dict(zip(("lr", "table_lr"), pair, strict=True)), material.train.ids_NT[:, :-1]
         how = {"tokens": design.tuning_tokens, "batch": design.batch, "seed": TUNING_SEED}
         with make_arm("graft", suffix, cids_V, ids_NT, sizes=design.sizes, seed=TUNING_SEED) as arm:
+            if arguments.bias:
+                add_biases(arm.memory.engram)
             train_arm(arm, suffix, material.train, **rates, **how)
             dev = by_source(window_nats(arm, suffix, material.dev), material.dev.sources)
         nats = float(np.mean(list(dev.values())))
-        append_row(arguments.out, rates | {"dev_nats": nats, "dev": dev, "environment": environment()})
+        append_row(
+            arguments.out, rates | {"bias": arguments.bias, "dev_nats": nats, "dev": dev, "environment": environment()}
+        )
         say(f"lr {pair[0]:g}, table {pair[1]:g}: {nats:.3f} nats")
-    print_table(read_rows(arguments.out))
+    for bias in (False, True):
+        if rows := [row for row in read_rows(arguments.out) if row["bias"] == bias]:
+            print("with biases" if bias else "without biases")
+            print_table(rows)
+
+
+def add_biases(engram: Engram) -> None:
+    """To both projections, zero."""
+    for projection in (engram.key_proj, engram.value_proj):
+        projection.bias = torch.nn.Parameter(torch.zeros(projection.out_features))
 
 
 def print_table(rows: list[dict]) -> None:
