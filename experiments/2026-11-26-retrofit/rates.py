@@ -1,6 +1,6 @@
 """Which rates does a graft want? Its layer's and its table's, apart: the retrofit itself moves both by one dial.
 
-    python experiments/2026-11-26-retrofit/rates.py           every pair on the tuning tokens, judged on dev text; stop and start at will
+    python experiments/2026-11-26-retrofit/rates.py           every pair on the tuning tokens, judged on dev text; resumable
     python experiments/2026-11-26-retrofit/rates.py --bias    the same with biases in the layer's projections, zero at the start
 
 One line of rates.jsonl for each, and a table of what there is at the end. Text, sizes and seed are those of the retrofit's tuning. A
