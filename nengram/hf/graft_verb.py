@@ -59,7 +59,8 @@ def run_graft(
     )
     judge = {"batch": plan.batch, "context": plan.context, "tokens": eval_tokens}
     losses: dict[str, float] = {}
-    parameters, names = 0, ["graft", *rivals]
+    parameters: dict[str, int] = {}
+    names = ["graft", *rivals]
     for name in names:
         dtype = "auto" if plan.schedule == "memory" else "float32"
         with opened(where, device=device, dtype=dtype) as one:
@@ -69,11 +70,13 @@ def run_graft(
                 if "lora" in names and (reason := _no_lora(one.model, plan)):
                     console.print(f"no LoRA beside it: {reason}", highlight=False)
                     names.remove("lora")
-            arm = _arm(name, one, plan, parameters)
+            arm = _arm(name, one, plan, parameters.get("graft", 0))
             _train(name, arm, data, plan, work / name, resume=resume, console=console)
             losses[name] = held_out_nats(one.model, data.splits["test"], **judge)
+            if name == "lora":
+                parameters["lora"] = sum(parameter.numel() for parameter in arm.learning(1.0))
             if name == "graft":
-                parameters = _parameters(grafted(one.model))
+                parameters["graft"] = _parameters(grafted(one.model))
                 with grafted(one.model).disabled():
                     losses["off"] = held_out_nats(one.model, data.splits["test"], **judge)
                 if plan.schedule != "memory":
@@ -149,13 +152,18 @@ def _print_plan(model: Any, data: Prepared, plan: GraftPlan, where: Path, consol
         )
 
 
-def _print_losses(losses: Mapping[str, float], data: Prepared, parameters: int, console: Console) -> None:
+def _print_losses(losses: Mapping[str, float], data: Prepared, parameters: Mapping[str, int], console: Console) -> None:
     table = Table(title=f"held-out text, {len(data.splits['test']):,} tokens", title_justify="left")
     table.add_column("")
     for heading in ("nats a token", "against before"):
         table.add_column(heading, justify="right")
-    names = {"before": "before", "graft": "with the memory", "off": "memory switched off", "one_row": "one-row control"}
-    names |= {"lora": f"LoRA of as many parameters ({parameters:,})"}
+    names = {
+        "before": "before",
+        "graft": f"with the memory, {parameters['graft']:,} parameters",
+        "off": "memory switched off",
+        "one_row": "one-row control",
+    }
+    names |= {"lora": f"LoRA, {parameters.get('lora', 0):,} parameters"}
     for arm, name in names.items():
         if arm in losses:
             table.add_row(
