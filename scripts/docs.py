@@ -44,6 +44,7 @@ MARKED = re.compile(r"(<!-- begin:(?P<name>[\w-]+) -->\n).*?(<!-- end:(?P=name) 
 ROWS_FOR_TOKENS = "experiments/2026-11-22-rows-for-tokens/results.json"
 CODEC_REPORTS = "experiments/2026-11-22-codecs"
 RULES_TWO_TEXTS = "experiments/2026-11-22-update-rules-two-texts/results.json"
+RETROFIT = "experiments/2026-11-26-retrofit/results.json"
 RULES = "experiments/2026-11-22-update-rules/results.json"
 
 
@@ -204,6 +205,61 @@ def sweep(folder: str, title: str = "") -> str:
     tables = law_report.tables(law) if law.get("curves") or law.get("rows") else [points_table(found["differences"])]
     chosen = [table for table in tables if title in str(table.title)]
     return "\n\n".join([*map(from_rich, chosen), f"`{found['command']}`. {machine(found['environment'])}"])
+
+
+def retrofit() -> str:
+    """Arms of the retrofit into a pretrained model: text learnt, text forgotten, facts recalled."""
+    found = _retrofit_results()
+    if found is None:
+        return f"*Not measured yet: {RETROFIT} does not exist.*"
+    header = [
+        "arm",
+        "parameters",
+        "rate",
+        "learnt text",
+        "prose",
+        "code",
+        "shown, near",
+        "exact",
+        "shown, far",
+        "never shown",
+    ]
+    rows = []
+    for name, arm in found["arms"].items():
+        nats = [f"{arm['measures'][key]:.3f}" for key in ("learnt text", "enwiki", "stdlib")]
+        asked = ("known, near: wrong", "known, near: not exact", "known, far: wrong", "never, near: wrong")
+        right = [f"{1 - arm['measures'][key]:.0%}" for key in asked]
+        rows.append([f"`{name}`", f"{arm['parameters']['total']:,}", f"{arm['lr']:g}", *nats, *right])
+    seeds = ", ".join(map(str, max((arm["seeds"] for arm in found["arms"].values()), key=len)))
+    told = f"`{found['command']}`: {found['tokens']:,} tokens a run, seeds {seeds}. "
+    return (
+        f"{markdown(header, rows)}\n\n{told}{machine(found['environments'][-1] | {'date': ', '.join(found['dates'])})}"
+    )
+
+
+def retrofit_differences() -> str:
+    """Its paired differences, of the measures that its questions ask for."""
+    found = _retrofit_results()
+    if found is None:
+        return ""
+    asked = {"learnt text": "learnt text", "enwiki": "prose", "stdlib": "code"}
+    asked |= {f"known - never, {form}: nats": f"recall, {form}" for form in ("near", "far")}
+    rows = [
+        [f"`{title}`", *(_interval(reading.get(key)) for key in asked)] for title, reading in found["readings"].items()
+    ]
+    return markdown(["nats", *asked.values()], rows)
+
+
+def _retrofit_results() -> dict | None:
+    path = ROOT / RETROFIT
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _interval(value: dict | None) -> str:
+    if value is None or value["low"] is None:
+        return ""
+    whole = f"{value['mean']:+.3f} ({value['low']:+.3f} .. {value['high']:+.3f})"
+    return f"**{whole}**" if value["low"] > 0 or value["high"] < 0 else whole
 
 
 def gain() -> str:
@@ -463,6 +519,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "second-pass": lambda: sweep("2026-11-22-second-pass"),
     "bytes": lambda: sweep("2026-11-22-bytes"),
     "gain": gain,
+    "retrofit": retrofit,
+    "retrofit-differences": retrofit_differences,
     "twin": twin_table,
     "rules": rules,
     "rules-two-texts": rules_two_texts,

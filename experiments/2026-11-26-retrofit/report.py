@@ -73,8 +73,9 @@ def report(rows: list[Row], out: Path) -> dict:
     }  # fmt: skip
     results = {
         "what": "memory grafted onto SmolLM2-135M beside other uses of the same parameters; less is better everywhere",
-        "command": "python experiments/2026-11-26-retrofit/run.py; the same with --report",
+        "command": "python experiments/2026-11-26-retrofit/run.py",
         "environments": environments(runs),
+        "dates": sorted({row["environment"]["date"] for row in runs}),
         "design": runs[0]["design"],
         "tokens": max(row["tokens"] for row in runs),
         "arms": {
