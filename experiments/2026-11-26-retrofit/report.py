@@ -159,8 +159,8 @@ def draw(results: dict, path: Path) -> None:
 
     arms = results["arms"]
     names = [arm for arm in arms if arm != "none"]
-    places, below = np.arange(len(names)), {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "ncols": 3}
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
+    places, slanted = np.arange(len(names)), {"rotation": 30, "ha": "right"}
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
     bars = (
         ("learnt text", "text like the training text"),
         ("enwiki", "prose not trained on"),
@@ -173,10 +173,11 @@ def draw(results: dict, path: Path) -> None:
         if gain:
             left.bar(places + shift, gain, 0.26, label=label)
     left.axhline(0, color="black", linewidth=0.8)
+    left.set_ylim(top=0.75)
     left.set_ylabel("nats a token, less the untouched model's")
-    left.set_xticks(places, names, rotation=20)
+    left.set_xticks(places, names, **slanted)
     if "none" in arms:
-        left.legend(**below)
+        left.legend(loc="upper left", fontsize=9)
     every = list(arms)
     groups = (("known, near: wrong", "shown, another beginning"), ("known, far: wrong", "shown, a question"),
               ("never, near: wrong", "never shown, another beginning"))  # fmt: skip
@@ -184,9 +185,10 @@ def draw(results: dict, path: Path) -> None:
         right.bar(np.arange(len(every)) + shift, [1 - arms[arm]["measures"][name] for arm in every], 0.26, label=label)
     right.axhline(0.25, color="black", linewidth=0.8, linestyle=":")
     right.set_ylabel("right answer likeliest of four")
-    right.set_ylim(0, 1)
-    right.set_xticks(np.arange(len(every)), every, rotation=20)
-    right.legend(**below)
+    right.set_ylim(0, 1.3)
+    right.set_yticks(np.arange(0, 1.01, 0.25))
+    right.set_xticks(np.arange(len(every)), every, **slanted)
+    right.legend(loc="upper left", fontsize=9)
     figure.suptitle(f"SmolLM2-135M, {results['tokens']:,} training tokens, equal parameters")
     with atomic_path(path) as beside:
         figure.savefig(beside, dpi=110, format="png")

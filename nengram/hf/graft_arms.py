@@ -45,9 +45,9 @@ class GraftPlan:
     steps: int = 0
     batch: int = 4
     context: int = 128
-    lr: float = 1e-3
+    lr: float = 3e-3
     base_lr: float = 1e-4
-    table_lr: float = 0.5
+    table_lr: float = 1.0
     lora_lr: float = 3e-3
     warmup_steps: int = 20
     clip: float = 1.0

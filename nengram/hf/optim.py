@@ -156,10 +156,10 @@ class BestTables(TrainerCallback):
 
 def optimizers(
     model: nn.Module,
-    lr: float = 1e-3,
+    lr: float = 3e-3,
     *,
     base_lr: float | None = None,
-    table_lr: float = 0.5,
+    table_lr: float = 1.0,
     rule: str | Rule = "rowwise_adagrad",
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.95),
