@@ -9,15 +9,13 @@ look at dev text by one seed, for choosing defaults; no verdict.
 """
 
 import argparse
-import sys
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from run import prepare, say, with_hidden
+from run import as_program, prepare, say, with_hidden
 
-from nengram.errors import NengramError
 from nengram.hf.arms import Arm, make_arm
 from nengram.hf.retrofit import by_source, train_arm, window_nats
 from nengram.hf.retrofit_runs import TUNING_SEED, append_row, read_rows
@@ -73,7 +71,7 @@ def main(given: list[str]) -> None:
 
 def kind_of(row: dict) -> dict:
     """What a table is of."""
-    return {"bias": row["bias"], "lora_lr": row.get("lora_lr", 0.0)}
+    return {"bias": row["bias"], "lora_lr": row["lora_lr"]}
 
 
 def two_rates(arm: Arm, lora_lr: float, lr: float, table_lr: float) -> tuple[list, list[float]]:
@@ -100,9 +98,4 @@ def print_table(rows: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except NengramError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from the finished lines")
+    as_program(main)

@@ -10,7 +10,7 @@
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -218,10 +218,15 @@ def main(given: list[str]) -> None:
     print(f"all done; {sys.argv[0]} --report")
 
 
-if __name__ == "__main__":
+def as_program(main: Callable[[list[str]], None]) -> None:
+    """Run it on the command line's words; a mistake is one line."""
     try:
         main(sys.argv[1:])
     except NengramError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from the finished rows")
+
+
+if __name__ == "__main__":
+    as_program(main)

@@ -13,7 +13,6 @@ PEFT's to save; here it is left out, and `modules_to_save` copies are saved as t
 """
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from nengram.hf.blocks import Anatomy, anatomy, width_of
 from nengram.hf.grafting import adapter_of, graft_of, grafted
 from nengram.hf.hooks import Adapter, Graft
 from nengram.memory import open_store, save_table
-from nengram.model.folder import open_folder, read_tensors, seal_folder, swap_folder, table_path, write_tensors
+from nengram.model.folder import open_folder, read_tensors, sealed, table_path, write_tensors
 from nengram.model.memories import layer_id_of
 from nengram.text import CompressionMap
 
@@ -51,11 +50,7 @@ def save_adapter(
     owner = model if isinstance(model, Graft) else grafted(model)
     name = owner.active if name is None else name
     adapter = owner.adapter(name)
-    folder = Path(folder)
-    beside = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
+    with sealed(Path(folder), facts or {}) as beside:
         write_tensors(_plain_tensors(owner, name), beside / "memory.safetensors")
         if optimizer is not None:
             write_tensors(optimizer, beside / "optimizer.safetensors")
@@ -65,11 +60,6 @@ def save_adapter(
         write_atomic(
             beside / "adapter.json", json.dumps(_about(owner.place, adapter), indent=1, ensure_ascii=False) + "\n"
         )
-        seal_folder(beside, dict(facts or {}))
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    swap_folder(beside, folder)
 
 
 def load_adapter(

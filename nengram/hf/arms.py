@@ -16,7 +16,7 @@ or to the linear modules from there on, and starts as the model it is put on, bi
 The update before the block is exactly a graft's: h + engram(vectors, h), before the block and everything in it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from nengram.address import Addresser, AddressSpec, misaligned, one_row
 from nengram.errors import ConfigError, nearest
 from nengram.hf.grafting import graft
 from nengram.hf.hooks import Graft
-from nengram.hf.lora import Lora, ranks_for
+from nengram.hf.lora import Lora, linears_of, ranks_for
 from nengram.hf.suffix import Suffix
 from nengram.memory import Engram, MemoryStep
 from nengram.store import ResidentStore, make_rule
@@ -214,7 +214,7 @@ def _built(name: str, suffix: Suffix, cids_V: np.ndarray, ids_NT: np.ndarray, si
         return Memory(suffix, cids_V, sizes, control, pad_id or 0)
 
     def lora(budget: int) -> Lora:
-        linears: Mapping[str, nn.Linear] = suffix.linears()
+        linears = linears_of(suffix.blocks)
         return Lora(linears, ranks_for(linears, budget), seed=seed)
 
     if name in MEMORY_CONTROLS:

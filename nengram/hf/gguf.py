@@ -6,12 +6,11 @@ weights are the quantised ones, spelled out in float32: nothing is lost and noth
 """
 
 import os
-import shutil
 from pathlib import Path
 
 from nengram.errors import CheckpointError, ConfigError, DataError
 from nengram.files import held, sha256_file
-from nengram.model.folder import is_saved, open_folder, seal_folder, swap_folder
+from nengram.model.folder import is_saved, open_folder, sealed
 
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -42,15 +41,8 @@ def convert_gguf(gguf: str | os.PathLike, into: str | os.PathLike) -> Path:
                     f"{into}: holds another model than {gguf.name}; remove it, or choose another folder"
                 )
             return into
-        beside = into.with_name(f".{into.name}.part")
-        shutil.rmtree(beside, ignore_errors=True)
-        try:
+        with sealed(into, facts) as beside:
             _write(gguf, beside)
-            seal_folder(beside, facts)
-        except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
-            raise
-        swap_folder(beside, into)
     return into
 
 

@@ -6,7 +6,6 @@ learns and how it is saved, no more.
 """
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +20,10 @@ from nengram.hf.adapter import load_adapter, save_adapter
 from nengram.hf.blocks import anatomy
 from nengram.hf.grafting import graft
 from nengram.hf.hooks import SITE
-from nengram.hf.lora import Lora, ranks_for
+from nengram.hf.lora import Lora, linears_of, ranks_for
 from nengram.hf.optim import optimizers
 from nengram.hf.schedule import schedule
-from nengram.model.folder import read_tensors, seal_folder, swap_folder, write_tensors
+from nengram.model.folder import read_tensors, sealed, write_tensors
 from nengram.text import Prepared
 from nengram.train.checkpoint import load_optimizer, optimizer_tensors
 
@@ -147,7 +146,7 @@ class LoraArm:
     def begin(self) -> torch.optim.Optimizer:
         """Raises: ConfigError for a model without linear modules in its blocks (GPT-2's are of another class)."""
         self.model.requires_grad_(False)
-        linears = linears_of(self.model)
+        linears = linears_of(anatomy(self.model).blocks)
         self.lora = Lora(linears, ranks_for(linears, self.budget), seed=self.plan.seed)
         return torch.optim.AdamW(self.lora.parameters(), lr=self.plan.lora_lr, betas=(0.9, 0.95), weight_decay=0.0)
 
@@ -160,20 +159,10 @@ class LoraArm:
 
     def save(self, folder: Path, optimizer: torch.optim.Optimizer, facts: Mapping[str, Any], *, done: bool) -> None:
         """Raises: CheckpointError, OSError."""
-        beside = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        write_tensors(self.lora.state_dict(), beside / LORA)
-        write_tensors(optimizer_tensors(optimizer), beside / OPTIMIZER)
-        seal_folder(beside, dict(facts))
-        swap_folder(beside, folder)
+        with sealed(folder, facts) as beside:
+            write_tensors(self.lora.state_dict(), beside / LORA)
+            write_tensors(optimizer_tensors(optimizer), beside / OPTIMIZER)
 
     def learning(self, share: float) -> list[nn.Parameter]:
         """The same from first to last."""
         return list(self.lora.parameters())
-
-
-def linears_of(model: nn.Module) -> dict[str, nn.Linear]:
-    """The linear modules of a model's blocks by name."""
-    modules = anatomy(model).blocks.named_modules()
-    return {name: module for name, module in modules if isinstance(module, nn.Linear)}

@@ -16,11 +16,13 @@ from rich.table import Table
 from nengram.errors import CheckpointError, ConfigError
 from nengram.files import write_atomic
 from nengram.hf.adapter import save_adapter
-from nengram.hf.graft_arms import Arm, GraftPlan, LoraArm, MemoryArm, linears_of
+from nengram.hf.blocks import anatomy
+from nengram.hf.graft_arms import Arm, GraftPlan, LoraArm, MemoryArm
 from nengram.hf.graft_run import held_out_nats, train
 from nengram.hf.grafting import grafted
 from nengram.hf.hooks import SITE, Graft
 from nengram.hf.loading import opened
+from nengram.hf.lora import linears_of
 from nengram.model.folder import is_saved
 from nengram.text import Prepared, prepare
 
@@ -109,7 +111,7 @@ def _no_lora(model: Any, plan: GraftPlan) -> str:
     """Why LoRA cannot be a rival, if it cannot."""
     if plan.schedule != "memory":
         return f"in schedule {plan.schedule} the model itself learns"
-    return "" if linears_of(model) else f"the blocks of a {type(model).__name__} have no linear modules"
+    return "" if linears_of(anatomy(model).blocks) else f"the blocks of a {type(model).__name__} have no linear modules"
 
 
 def _parameters(owner: Graft) -> int:

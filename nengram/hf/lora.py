@@ -50,6 +50,11 @@ class Lora(nn.Module):
             self._hooks.pop().remove()
 
 
+def linears_of(blocks: nn.Module) -> dict[str, nn.Linear]:
+    """The linear modules of blocks by name, those of one block after those of the one before."""
+    return {name: module for name, module in blocks.named_modules() if isinstance(module, nn.Linear)}
+
+
 def ranks_for(linears: Mapping[str, nn.Linear], budget: int) -> dict[str, int]:
     """Ranks whose parameters are at most `budget`, and less than one more rank of the smallest module below it.
 

@@ -52,11 +52,6 @@ class Suffix(nn.Module):
         """D of the hidden states."""
         return width_of(self.whole.config.get_text_config(decoder=True))
 
-    def linears(self) -> dict[str, nn.Linear]:
-        """The linear modules of the blocks by name, those of one block after those of the one before."""
-        named = ((name, module) for name, module in self.blocks.named_modules() if isinstance(module, nn.Linear))
-        return dict(named)
-
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """Logits `[B, T, V]` from the hidden states before the block."""
         return self.rest(inputs_embeds=hidden_BTD, use_cache=False).logits

@@ -16,8 +16,10 @@ imports the other, hence this file's room.
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -49,20 +51,12 @@ def save_model(
         add: called with the unfinished folder; whatever it writes there is sealed with the rest.
     Raises: OSError, CheckpointError; the old folder is then as it was.
     """
-    beside = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
     tensors = {f"{MODEL}{name}": tensor for name, tensor in model.state_dict().items()} | (optimizer or {})
-    try:
+    with sealed(folder, facts) as beside:
         write_tensors(tensors, beside / "model.safetensors")
         for layer_id, store in model.stores.items():
             save_table(table_path(beside, layer_id), store, model.spec, layer_id, optimizer=optimizer is not None)
         add(beside)
-        seal_folder(beside, facts)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    swap_folder(beside, folder)
 
 
 def load_model(
@@ -148,6 +142,24 @@ def check_identity(facts: dict, identity: dict[str, str], folder: Path) -> None:
                 f"{folder}: trained with another {part} ({_short(theirs)}, now {_short(mine)}); "
                 f"use the {part} it was trained with, or another run folder"
             )
+
+
+@contextmanager
+def sealed(folder: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
+    """Yield an empty folder beside `folder`; on success it is sealed with `facts` and takes its place, on failure it is removed.
+
+    Raises: OSError; `folder` is then as it was.
+    """
+    beside = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        seal_folder(beside, dict(facts))
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    swap_folder(beside, folder)
 
 
 def seal_folder(folder: Path, facts: dict) -> None:

@@ -161,7 +161,7 @@ def test_an_interrupted_save_leaves_the_old_memory(saved, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nengram.hf.adapter.seal_folder", stop)
+    monkeypatch.setattr("nengram.model.folder.seal_folder", stop)
     with pytest.raises(KeyboardInterrupt):
         save_adapter(model, folder)
     twin = model_of("llama")

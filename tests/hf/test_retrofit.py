@@ -14,7 +14,7 @@ from nengram.hf import recall
 from nengram.hf.adapter import load_adapter, save_adapter
 from nengram.hf.arms import ARMS, Sizes, make_arm
 from nengram.hf.gguf import convert_gguf, smollm2
-from nengram.hf.lora import Lora, ranks_for
+from nengram.hf.lora import Lora, linears_of, ranks_for
 from nengram.hf.recall import Fact, ask, find_facts, recall_table, score, sentences, sheet_of
 from nengram.hf.retrofit import Windows, by_source, chunks, train_arm, window_nats
 from nengram.hf.retrofit_runs import Design, Material, append_row, best_rates, rates_left, read_rows, run_all, runs_left
@@ -102,7 +102,7 @@ def test_every_arm_begins_as_the_model(suffix):
         with arm_of(name, suffix, text) as arm, torch.no_grad():
             step = arm.begin(torch.from_numpy(text.ids_NT[:, :-1]))
             assert torch.equal(suffix(arm(torch.from_numpy(text.hidden_NTD), step)), plain), name
-    assert not any(module._forward_hooks for module in suffix.linears().values())
+    assert not any(module._forward_hooks for module in linears_of(suffix.blocks).values())
 
 
 def test_arms_have_the_parameters_that_they_are_compared_at(suffix):
@@ -112,7 +112,7 @@ def test_arms_have_the_parameters_that_they_are_compared_at(suffix):
         with arm_of(name, suffix, text) as arm:
             counts[name] = arm.counts(text.ids_NT[:, :-1])
     total, touched = counts["graft"]["total"], counts["graft"]["touched"]
-    smallest = min(m.in_features + m.out_features for m in suffix.linears().values())
+    smallest = min(m.in_features + m.out_features for m in linears_of(suffix.blocks).values())
     assert counts["one_row"]["total"] == counts["misaligned"]["total"] == total
     assert touched == counts["misaligned"]["touched"] < total
     assert counts["one_row"]["touched"] == total - arm_of("graft", suffix, text).memory.table_parameters + 4 * 4
