@@ -232,6 +232,9 @@ def retrofit() -> str:
         rows.append([f"`{name}`", f"{arm['parameters']['total']:,}", f"{arm['lr']:g}", *nats, *right])
     seeds = ", ".join(map(str, max((arm["seeds"] for arm in found["arms"].values()), key=len)))
     told = f"`{found['command']}`: {found['tokens']:,} tokens a run, seeds {seeds}. "
+    told += "".join(
+        f"`{arm}` keeps {share:.0%} of the graft's gain on learnt text. " for arm, share in found["kept"].items()
+    )
     return (
         f"{markdown(header, rows)}\n\n{told}{machine(found['environments'][-1] | {'date': ', '.join(found['dates'])})}"
     )
@@ -248,6 +251,26 @@ def retrofit_differences() -> str:
         [f"`{title}`", *(_interval(reading.get(key)) for key in asked)] for title, reading in found["readings"].items()
     ]
     return markdown(["nats", *asked.values()], rows)
+
+
+def graft_rates() -> str:
+    """Dev nats of a graft by its layer's rate and its table's, the best bold; and what biases change at some of them."""
+    path = ROOT / "experiments/2026-11-26-retrofit/rates.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    nats, biased = (
+        {(row["lr"], row["table_lr"]): row["dev_nats"] for row in rows if row["bias"] == bias and not row["lora_lr"]}
+        for bias in (False, True)
+    )
+    across = sorted({table_lr for _, table_lr in nats})
+    cells = {
+        pair: f"**{value:.3f}**" if value == min(nats.values()) else f"{value:.3f}" for pair, value in nats.items()
+    }
+    grid = [
+        [f"{lr:g}", *(cells.get((lr, table_lr), "") for table_lr in across)] for lr in sorted({lr for lr, _ in nats})
+    ]
+    gains = [f"{nats[pair] - biased[pair]:+.3f} at lr {pair[0]:g}, tables {pair[1]:g}" for pair in sorted(biased)]
+    table = markdown(["lr", *(f"tables {table_lr:g}" for table_lr in across)], grid)
+    return f"{table}\n\nGained by biases in the layer's projections, zero at the start (`--bias`): {'; '.join(gains)}."
 
 
 def _retrofit_results() -> dict | None:
@@ -519,6 +542,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "second-pass": lambda: sweep("2026-11-22-second-pass"),
     "bytes": lambda: sweep("2026-11-22-bytes"),
     "gain": gain,
+    "graft-rates": graft_rates,
     "retrofit": retrofit,
     "retrofit-differences": retrofit_differences,
     "twin": twin_table,

@@ -24,7 +24,7 @@ from nengram.store import make_rule
 from nengram.train import RowOptimizer, environment
 
 HERE = Path(__file__).parent
-LR, TABLE_LR = (1e-3, 3e-3, 1e-2), (0.1, 0.3, 1.0, 3.0)
+LR, TABLE_LR = (1e-3, 3e-3, 1e-2), (0.3, 1.0, 3.0)
 
 
 def main(given: list[str]) -> None:

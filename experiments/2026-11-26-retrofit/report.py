@@ -93,6 +93,7 @@ def report(rows: list[Row], out: Path) -> dict:
             for row in rows
             if row["kind"] == "tune" and row["design"] == runs[0]["design"]
         ],
+        "kept": {arm: kept(table["learnt text"], arm) for arm in ("one_row", "misaligned") if arm in by_arm},
         "readings": {title: found for title, found in readings.items() if found},
     }
     write_atomic(out / "results.json", json.dumps(results, indent=1) + "\n")
@@ -111,6 +112,13 @@ def latest_design(runs: list[Row]) -> list[Row]:
 def mean_of(found: dict[int, Row], measure: Measure) -> float:
     """Over the seeds."""
     return float(np.mean([measure(row) for row in found.values()]))
+
+
+def kept(nats: dict[str, float], control: str) -> float | None:
+    """What part of the graft's gain a control has, too."""
+    if not {"none", "graft", control} <= set(nats):
+        return None
+    return (nats["none"] - nats[control]) / (nats["none"] - nats["graft"])
 
 
 def difference(by_arm: dict, pair: tuple[str, str], measure: Measure) -> Paired | None:
@@ -143,6 +151,9 @@ def print_tables(results: dict) -> None:
     print(f"{'learning rate':34}" + "".join(f"{facts['lr']:14g}" for facts in arms.values()))
     for name in measures():
         print(f"{name:34}" + "".join(f"{facts['measures'][name]:14.3f}" for facts in arms.values()))
+    for control, share in results["kept"].items():
+        if share is not None:
+            print(f"{control} keeps {share:.0%} of the graft's gain on learnt text")
     for title, found in results["readings"].items():
         print(f"\n{title}")
         for name, value in found.items():

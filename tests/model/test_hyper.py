@@ -91,6 +91,31 @@ def test_the_way_back_through_sinkhorn_is_that_of_its_divisions_recorded(spread)
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
 
 
+def test_sinkhorn_keeps_a_quarter_of_what_its_recorded_divisions_would():
+    """Bytes a position for the way back, G = 4, float32: those that the class says."""
+
+    def kept(balance) -> float:
+        found: dict[int, int] = {}
+
+        def note(tensor):
+            found[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        scores = torch.zeros(4, 4, 100, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            balanced = balance(scores)
+        assert balanced.requires_grad
+        return sum(found.values()) / 100
+
+    def recorded(scores):
+        positive = (scores - scores.amax((0, 1), keepdim=True).detach()).exp()
+        for half in range(2 * SINKHORN_STEPS):
+            positive = positive / positive.sum(half % 2, keepdim=True)
+        return positive
+
+    assert kept(sinkhorn) < 850 and kept(recorded) > 3200
+
+
 def test_at_first_a_unit_reads_the_mean_writes_once_to_each_and_moves_no_stream():
     made = unit(lively=False)
     assert made.token_share.tolist() == pytest.approx([0.01] * 3)
